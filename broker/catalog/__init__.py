@@ -1,0 +1,1 @@
+"""The catalogue in PostgreSQL: SQL beside the function that runs it, frozen dataclasses out."""

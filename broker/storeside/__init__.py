@@ -1,0 +1,1 @@
+"""What a storage backend runs: an offline token verifier and a small file server that verifies."""

@@ -1,0 +1,1 @@
+"""HTTP: routes bound to the contract, thin handlers, authentication, RFC 9457 problems."""

@@ -1,0 +1,1 @@
+"""Whole journeys, on real stores and with real clients."""

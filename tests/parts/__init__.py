@@ -1,0 +1,1 @@
+"""Starters of the real parts that tests run against."""

@@ -1,0 +1,1 @@
+"""Pure decisions, without an event loop."""
