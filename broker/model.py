@@ -1,0 +1,338 @@
+"""The words of the domain, as frozen values (README, "Words").
+
+Everything that crosses a layer is one of these. They hold no behaviour beyond what follows from their own fields, do
+no I/O and read no clock.
+
+Units: sizes in bytes, rates and bandwidths in bytes per second, durations in seconds, instants as POSIX seconds
+(``float``, UTC). Digests are lowercase hex, keyed by algorithm name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from uuid import UUID
+
+Digests = Mapping[str, str]
+"""Algorithm name to lowercase hex digest, for instance ``{"sha256": "9f86d0…"}``."""
+
+DIGEST_HEX_LENGTH: Mapping[str, int] = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}
+"""The algorithms that a blob may be declared with and the length of each in hex digits."""
+
+CONTENT_DIGESTS = ("sha512", "sha256", "md5")
+"""What counts as a digest of the content, strongest first. SHA-1 is carried for old catalogues but proves nothing."""
+
+MAX_BLOB_SIZE = 1 << 53
+"""Largest declared size: 8 PiB, the last integer that JSON readers everywhere keep exact."""
+
+_STORE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
+_SITE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(?:/[a-z0-9][a-z0-9._-]{0,62}){0,7}\Z")
+
+
+def is_store_name(text: str) -> bool:
+    """Whether `text` can name a store: a DNS label in lower case (RFC 1123 section 2.1)."""
+    return _STORE_NAME.match(text) is not None
+
+
+def is_site(text: str) -> bool:
+    """Whether `text` is a site path: one to eight segments of lower-case letters, digits, ``.``, ``_`` and ``-``."""
+    return _SITE.match(text) is not None
+
+
+def new_id(now: float | None = None) -> UUID:
+    """A fresh UUID version 7 (RFC 9562 section 5.7): its order is the order of creation, so indexes and partitions grow at one end."""
+    milliseconds = int((time.time() if now is None else now) * 1000)
+    value = (milliseconds & 0xFFFFFFFFFFFF) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return UUID(int=value)
+
+
+class Role(StrEnum):
+    """What a principal may do at most; each role includes those after it, but for ``service``, which is a member that sees private stores."""
+
+    ADMIN = "admin"
+    SERVICE = "service"
+    MEMBER = "member"
+    READER = "reader"
+
+
+class Operation(StrEnum):
+    """What a ticket is for."""
+
+    DOWNLOAD = "download"
+    UPLOAD = "upload"
+
+
+class Exposure(StrEnum):
+    """Who may learn that a store exists: everyone, or only principals in the roles ``service`` and ``admin`` (M13)."""
+
+    PUBLIC = "public"
+    SERVICE = "service"
+
+
+class Visibility(StrEnum):
+    """Who may read an image: its project, everyone who asks by id (``community``), or everyone and in every list (``public``)."""
+
+    PRIVATE = "private"
+    COMMUNITY = "community"
+    PUBLIC = "public"
+
+
+class ImageStatus(StrEnum):
+    """``queued`` until a blob of it is active; ``deactivated`` images give no ticket to others than administrators."""
+
+    QUEUED = "queued"
+    ACTIVE = "active"
+    DEACTIVATED = "deactivated"
+
+
+class BlobState(StrEnum):
+    """``queued`` until a first replica was verified; ``deleting`` once no image refers to it."""
+
+    QUEUED = "queued"
+    ACTIVE = "active"
+    DELETING = "deleting"
+
+
+class Purpose(StrEnum):
+    """Whether a replica is one of the blob's own copies, or a cached one that may be evicted (M5, M7)."""
+
+    ORIGIN = "origin"
+    CACHE = "cache"
+
+
+class ReplicaState(StrEnum):
+    """Only ``active`` replicas are ever named by a ticket (invariant 2). ``unsealed`` ones are offered to their uploader alone (invariant 14)."""
+
+    PENDING = "pending"
+    ACTIVE = "active"
+    UNSEALED = "unsealed"
+    CORRUPT = "corrupt"
+    MISSING = "missing"
+    DELETING = "deleting"
+
+
+class UploadState(StrEnum):
+    """``open`` → ``committing`` → ``committed``; or ``failed`` (what arrived was refused) or ``abandoned`` (reaped)."""
+
+    OPEN = "open"
+    COMMITTING = "committing"
+    COMMITTED = "committed"
+    FAILED = "failed"
+    ABANDONED = "abandoned"
+
+
+class Outcome(StrEnum):
+    """How a transfer went, as its client tells it."""
+
+    OK = "ok"
+    FAILED = "failed"
+    SLOW = "slow"
+    CORRUPT = "corrupt"
+
+
+class Direction(StrEnum):
+    """Slots and bandwidth are declared apart for reading from and writing to a store."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks. `site` is set only when the token proves it; `expires_at` is when the token ends."""
+
+    subject: str
+    project: str
+    role: Role
+    expires_at: float
+    site: str | None = None
+
+    @property
+    def sees_private_stores(self) -> bool:
+        return self.role in (Role.ADMIN, Role.SERVICE)
+
+    @property
+    def may_write(self) -> bool:
+        return self.role is not Role.READER
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A principal on one machine: a hundred nodes under one service account are a hundred clients."""
+
+    principal: Principal
+    instance: str
+    address: str
+    site: str | None
+    """Where the client is: from its token, else its network, else its hint; ``None`` when nobody knows."""
+
+    @property
+    def name(self) -> str:
+        """Names this client in reports and exclusions."""
+        return f"{self.principal.project}/{self.principal.subject}/{self.instance}@{self.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Digests of consecutive pieces of `length` bytes each, the last one shorter. They let a client repair one piece alone."""
+
+    length: int
+    algorithm: str
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Immutable bytes. `size` is ``None`` only while the first upload has not been committed."""
+
+    id: UUID
+    size: int | None
+    digests: Digests
+    state: BlobState
+    pieces: Pieces | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a store really enforces, as the probe saw it (``broker.stores.probe``). Nothing is assumed: an unprobed store has none.
+
+    binds_* say that a signed value is enforced on a write: a body that differs is refused and leaves nothing behind.
+    """
+
+    reads: bool = False
+    ranges: bool = False
+    writes: bool = False
+    deletes: bool = False
+    refuses_tampering: bool = False
+    refuses_expired: bool = False
+    binds_length: bool = False
+    binds_md5: bool = False
+    binds_sha256: bool = False
+    refuses_overwrite: bool = False
+    """A signed ``If-None-Match: *`` (or the store by itself) refuses a second PUT of one key."""
+    observes: tuple[str, ...] = ()
+    """Digest algorithms of a whole object that the store computes itself and tells in answer to a HEAD, strongest first."""
+    multipart: bool = False
+    observes_parts: tuple[str, ...] = ()
+    """Digest algorithms of single parts that the store computes itself and tells when parts are listed."""
+    seals_parts: bool = False
+    """A part URL replayed after completion leaves the finished object unchanged."""
+    copies: bool = False
+    """Server-side copy works, so that a staged object can be sealed under another key."""
+    clock_skew_seconds: float = 0.0
+    """The store's clock minus ours, from its Date header, in whole seconds."""
+
+    @property
+    def seals_single(self) -> bool:
+        """Whether a single PUT can be sealed (invariant 14)."""
+        return self.refuses_overwrite or self.copies
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A registered endpoint that verifies signatures.
+
+    `endpoint` is the name that clients use and signatures are made for, `internal_endpoint` the one that the broker
+    itself uses (the same by default). `settings` depend on the kind (README, "Connect a store"). `credential` names an
+    entry of the broker's credentials; the secret itself is never in the catalogue.
+    """
+
+    id: int
+    name: str
+    kind: str
+    site: str
+    endpoint: str
+    internal_endpoint: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    credential: str | None = None
+    exposure: Exposure = Exposure.PUBLIC
+    enabled: bool = True
+    writable: bool = True
+    cost: float = 0.0
+    read_slots: int | None = None
+    write_slots: int | None = None
+    read_bandwidth: int | None = None
+    write_bandwidth: int | None = None
+    capacity: int | None = None
+    reserved: int = 0
+    """Bytes of active replicas and of open uploads' reservations together."""
+    abilities: Abilities = Abilities()
+    probed_at: float | None = None
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A blob at a location, (store, key). `deletable` says that whoever registered it delegated the right to delete it (M10)."""
+
+    id: UUID
+    blob_id: UUID
+    store: str
+    key: str
+    purpose: Purpose
+    state: ReplicaState
+    deletable: bool
+    project: str
+    observed_by: str | None = None
+    observed_strength: str | None = None
+    observed_at: float | None = None
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What people name. `blobs` maps a disk format to the blob that holds it (M19)."""
+
+    id: UUID
+    name: str
+    project: str
+    visibility: Visibility
+    status: ImageStatus
+    properties: Mapping[str, str]
+    blobs: Mapping[str, UUID]
+    created_at: float
+    updated_at: float
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PartSeen:
+    """One part as the store tells it. Numbers begin at 1."""
+
+    number: int
+    size: int
+    digests: Digests = field(default_factory=dict)
+    etag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What was seen of an object at the store, and by whom (``broker`` or ``agent``).
+
+    `digests` holds only what the store computed itself from the bytes it keeps; what it merely repeats is left out.
+    `parts` is set when the object is made of parts whose digests the store told one by one.
+    """
+
+    size: int
+    at: float
+    by: str
+    digests: Digests = field(default_factory=dict)
+    parts: tuple[PartSeen, ...] = ()
+    etag: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """What a client opens: one method on one key of one store until `expires_at` (invariant 8)."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    expires_at: float
