@@ -1,1 +1,1 @@
-"""Signatures and tokens that stores verify: pure functions of key, request and instant."""
+"""Signatures that stores verify: AWS Signature V4, Swift TempURL, JWT. Pure: no I/O, no clock; `now` is an argument."""

@@ -1,0 +1,236 @@
+"""AWS Signature Version 4 for S3: presigned URLs for clients, and the Authorization header for the broker's own requests.
+
+Rules:
+
+* A URL names the method, host, path, query and every given header; nothing of them can change without the signature failing.
+* A URL never outlives the credential behind it, nor seven days (Amazon S3 API reference, "Authenticating Requests: Using
+  Query Parameters").
+* The path is signed as it is sent, never normalised: keys with ``//``, ``.`` or ``%`` stay what they are. Whoever sends such a
+  URL must not normalise or re-encode it (``yarl.URL(url, encoded=True)``).
+* Signing keys are derived once per day and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
+from typing import NamedTuple
+from urllib.parse import quote, urlsplit
+
+MAX_EXPIRES_SECONDS = 7 * 24 * 3600
+UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_.~/-]*\Z").match
+_SPACES = re.compile(r"\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class S3Credential:
+    """An access key pair, with the session token and end of temporary ones (POSIX seconds)."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    expires_at: float | None = None
+
+
+class _Day(NamedTuple):
+    """What is the same for every signature of one UTC day."""
+
+    number: int
+    scope: str
+    signing_key: bytes
+    credential: str
+    """The query's X-Amz-Credential, with its name, ready to send."""
+
+
+class _Second(NamedTuple):
+    """What is the same for every signature of one second."""
+
+    number: int
+    amz_date: str
+    day: _Day
+    to_sign: str
+    """The string to sign up to the hash of the canonical request."""
+    query: str
+    """The query's algorithm, credential and date, up to the value of X-Amz-Expires."""
+
+
+@lru_cache(maxsize=4096)
+def _encoded(text: str) -> str:
+    """URI-encode per the SigV4 rules: everything but A-Z a-z 0-9 - . _ ~ ."""
+    return quote(text, safe="-._~")
+
+
+def _encoded_path(key: str) -> str:
+    return key if _PLAIN_PATH(key) else quote(key, safe="/~")
+
+
+def _encoded_query(query: Mapping[str, str]) -> list[str]:
+    """Each parameter encoded, in canonical order (by name, then value)."""
+    if len(query) == 1:
+        ((name, value),) = query.items()
+        return [f"{_encoded(name)}={quote(value, safe='-._~')}"]
+    # By pair, not by text: "a-b=" sorts before "a=" as text, but after it by name.
+    return [f"{name}={value}" for name, value in sorted((_encoded(name), quote(value, safe="-._~")) for name, value in query.items())]
+
+
+def _host(scheme: str, hostname: str, port: int | None) -> str:
+    """The Host header that clients send: in lower case, without a default port."""
+    name = f"[{hostname}]" if ":" in hostname else hostname
+    return name if port is None or port == _DEFAULT_PORTS.get(scheme) else f"{name}:{port}"
+
+
+class S3Signer:
+    """Signs requests for one bucket at one endpoint.
+
+    `endpoint` is ``scheme://host[:port][/prefix]`` as the client will see it. The bucket is the first segment of the path
+    (`path_style`) or the first label of the host. The empty key is the bucket itself.
+    """
+
+    def __init__(self, credential: S3Credential, *, region: str, endpoint: str, bucket: str, path_style: bool = True) -> None:
+        parts = urlsplit(endpoint)
+        if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or parts.query or parts.fragment or parts.username is not None:
+            raise ValueError("endpoint must be http(s)://host[:port][/prefix]")
+        hostname = parts.hostname if path_style else f"{bucket}.{parts.hostname}"
+        prefix = parts.path.rstrip("/")
+        self.credential = credential
+        self.region = region
+        self._host = _host(parts.scheme, hostname, parts.port)
+        self._origin = f"{parts.scheme}://{self._host}"
+        self._bucket_path = f"{prefix}/{_encoded_path(bucket)}" if path_style else f"{prefix}/"
+        self._key_base = f"{self._bucket_path}/" if path_style else self._bucket_path
+        self._token_query = "" if credential.session_token is None else f"&X-Amz-Security-Token={_encoded(credential.session_token)}"
+        self._host_header = f"host:{self._host}\n"
+        self._second: _Second | None = None
+
+    def url(self, key: str, query: Mapping[str, str] = _NOTHING) -> str:
+        """Where `key` lies, unsigned. To be sent as it is, without normalising or re-encoding."""
+        base = self._origin + self._path(key)
+        return f"{base}?{'&'.join(_encoded_query(query))}" if query else base
+
+    def presign(
+        self,
+        method: str,
+        key: str,
+        *,
+        expires_at: float,
+        now: float,
+        query: Mapping[str, str] = _NOTHING,
+        headers: Mapping[str, str] = _NOTHING,
+    ) -> str:
+        """A URL that allows `method` on `key` until `expires_at` (rounded down), or until the credential ends or seven days have passed.
+
+        The client must send all of `headers` with just these values. The body is unsigned unless they hold
+        ``x-amz-content-sha256``. `query` may not hold authentication parameters (``X-Amz-…``).
+        Raises `ValueError` when the URL could not live for a whole second.
+        """
+        second = self._second
+        if second is None or second.number != int(now):
+            second = self._at(int(now))
+        end = expires_at if self.credential.expires_at is None else min(expires_at, self.credential.expires_at)
+        lifetime = min(int(end) - second.number, MAX_EXPIRES_SECONDS)
+        if lifetime <= 0:
+            raise ValueError("the URL would have expired already: expires_at, or the credential's end, is not after now")
+
+        canonical_headers, signed_headers, payload = self._host_header, "host", UNSIGNED_PAYLOAD
+        if headers:
+            lowered = _lowered(headers)
+            payload = lowered.get("x-amz-content-sha256", UNSIGNED_PAYLOAD)
+            canonical_headers, signed_headers = self._canonical_headers(lowered)
+        path = self._path(key)
+        auth = f"{second.query}{lifetime}{self._token_query}&X-Amz-SignedHeaders={signed_headers.replace(';', '%3B')}"
+        query_text = _merged(auth, query) if query else auth
+
+        request = f"{method}\n{path}\n{query_text}\n{canonical_headers}\n{signed_headers}\n{payload}"
+        return f"{self._origin}{path}?{query_text}&X-Amz-Signature={_signature(second, request)}"
+
+    def authorize(
+        self,
+        method: str,
+        key: str,
+        *,
+        now: float,
+        query: Mapping[str, str] = _NOTHING,
+        headers: Mapping[str, str] = _NOTHING,
+        payload_sha256: str = UNSIGNED_PAYLOAD,
+    ) -> dict[str, str]:
+        """The headers to send with a request of our own to ``url(key, query)``: `headers`, date, payload hash, Authorization."""
+        second = self._second
+        if second is None or second.number != int(now):
+            second = self._at(int(now))
+        result = dict(headers) | {"x-amz-date": second.amz_date, "x-amz-content-sha256": payload_sha256}
+        if self.credential.session_token is not None:
+            result["x-amz-security-token"] = self.credential.session_token
+        canonical_headers, signed_headers = self._canonical_headers(_lowered(result))
+        request = f"{method}\n{self._path(key)}\n{'&'.join(_encoded_query(query))}\n{canonical_headers}\n{signed_headers}\n{payload_sha256}"
+        result["authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={self.credential.access_key}/{second.day.scope}, "
+            f"SignedHeaders={signed_headers}, Signature={_signature(second, request)}"
+        )
+        return result
+
+    def _path(self, key: str) -> str:
+        return self._key_base + _encoded_path(key) if key else self._bucket_path
+
+    def _canonical_headers(self, lowered: dict[str, str]) -> tuple[str, str]:
+        """The canonical headers and their names; `lowered` gains the host."""
+        if "host" in lowered:
+            raise ValueError("the host follows from the endpoint; it is no header to give")
+        lowered["host"] = self._host
+        names = sorted(lowered)
+        return "".join([f"{name}:{lowered[name]}\n" for name in names]), ";".join(names)
+
+    def _at(self, second: int) -> _Second:
+        """Everything that depends only on the time; the derived key is kept for the day."""
+        number = second // 86400
+        day = self._second.day if self._second is not None and self._second.day.number == number else self._derive(number)
+        amz_date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
+        self._second = _Second(
+            second,
+            amz_date,
+            day,
+            f"AWS4-HMAC-SHA256\n{amz_date}\n{day.scope}\n",
+            f"X-Amz-Algorithm=AWS4-HMAC-SHA256&{day.credential}&X-Amz-Date={amz_date}&X-Amz-Expires=",
+        )
+        return self._second
+
+    def _derive(self, day: int) -> _Day:
+        """The signing key of one day (AWS General Reference, "Calculate the signature")."""
+        date = time.strftime("%Y%m%d", time.gmtime(day * 86400))
+        key = f"AWS4{self.credential.secret_key}".encode()
+        for part in (date, self.region, "s3", "aws4_request"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        scope = f"{date}/{self.region}/s3/aws4_request"
+        return _Day(day, scope, key, f"X-Amz-Credential={_encoded(f'{self.credential.access_key}/{scope}')}")
+
+
+def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
+    """Names in lower case, values trimmed and with runs of white space made one space."""
+    lowered = {name.lower(): _SPACES.sub(" ", value.strip()) for name, value in headers.items()}
+    if len(lowered) != len(headers):
+        raise ValueError("a header is given twice")
+    return lowered
+
+
+def _merged(auth: str, query: Mapping[str, str]) -> str:
+    """The canonical query: the caller's parameters sorted around the (already sorted) authentication parameters."""
+    pairs = _encoded_query(query)
+    before = [pair for pair in pairs if pair.partition("=")[0] < "X-Amz-"]
+    after = pairs[len(before) :]
+    if after and after[0].startswith("X-Amz-"):
+        raise ValueError("query may not hold authentication parameters")
+    return "&".join([*before, auth, *after])
+
+
+def _signature(second: _Second, request: str) -> str:
+    hashed = hashlib.sha256(request.encode()).hexdigest()
+    return hmac.digest(second.day.signing_key, f"{second.to_sign}{hashed}".encode(), "sha256").hex()
