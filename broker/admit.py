@@ -1,0 +1,157 @@
+"""Which sources of a ranked list a transfer gets leases on, for how long, and what a client is told when none has a slot.
+
+The database is the arbiter: it locks store rows in order and checks slots against unexpired leases (invariant 3). What
+is decided here is what to ask it for, and what to make of its answer::
+
+    wants = next_wants(offers, loads, parallel, granted=(), refused=())
+    while wants:  # each round asks only for what was never asked for, so it ends after at most one round per store
+        granted, refused = …ask the database for leases on wants…
+        wants = next_wants(offers, loads, parallel, granted, refused)
+    admission = settle(offers, granted, loads, count, now, policy)
+
+Rules
+- Leases go to the best-ranked stores that have a slot; a full store is passed over for another replica.
+- Stores believed full are asked only when nothing else was granted: loads are slightly stale, a wrong "full" must not refuse.
+- A ticket holds at most one lease per store. A store without slots (``None``) is never full.
+- A lease lasts as long as its transfer is expected to take, times a margin, within bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from broker.paths import IDLE, Load
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long grants last. All in seconds."""
+
+    margin: float = 3.0
+    """A lease lasts this many times the estimate."""
+    min_lease_seconds: float = 60.0
+    """No lease is shorter."""
+    max_lease_seconds: float = 6 * 3600.0
+    """No lease is longer without being renewed."""
+    max_total_seconds: float = 24 * 3600.0
+    """Renewals end so long after the grant."""
+    min_ticket_seconds: float = 300.0
+    """No ticket is shorter: a standby source may be needed late."""
+    max_ticket_seconds: float = 12 * 3600.0
+    """No ticket is longer."""
+    min_retry_seconds: float = 1.0
+    """Nobody is told to come back sooner."""
+    max_retry_seconds: float = 120.0
+    """Nobody is told to come back later: transfers often end early."""
+    retry_seconds: float = 10.0
+    """What is told when no expected end is known."""
+
+
+class Offer(NamedTuple):
+    """One source or destination of a ranking, as far as admission is concerned."""
+
+    store: str
+    slots: int | None
+    seconds: float
+    """The estimate of the transfer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Indexes into the offers, both in rank order: leased now, and to be activated when needed."""
+
+    active: tuple[int, ...]
+    standby: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """Nothing was granted; `retry_after` is in seconds."""
+
+    retry_after: float
+
+
+def has_slot(slots: int | None, load: Load) -> bool:
+    """Whether one more transfer fits."""
+    return slots is None or load.active < slots
+
+
+def next_wants(
+    offers: Sequence[Offer], loads: Mapping[str, Load], parallel: int, granted: Collection[str], refused: Collection[str]
+) -> tuple[str, ...]:
+    """Stores to ask leases of next, best first; empty when there is nothing left to ask for."""
+    missing = parallel - len(granted)
+    if missing <= 0:
+        return ()
+    free: list[str] = []
+    full: list[str] = []
+    for store, slots, _ in offers:
+        if store in granted or store in refused or store in free or store in full:
+            continue
+        (free if has_slot(slots, loads.get(store, IDLE)) else full).append(store)
+    if free:
+        return tuple(free[:missing])
+    return () if granted else tuple(full[:missing])
+
+
+def settle(
+    offers: Sequence[Offer], granted: Collection[str], loads: Mapping[str, Load], count: int, now: float, policy: Policy
+) -> Admitted | Full:
+    """The admission after the database has spoken: at most `count` sources, those with a lease among them."""
+    active: list[int] = []
+    others: list[int] = []
+    leased: set[str] = set()
+    for index, offer in enumerate(offers):
+        if offer.store in granted and offer.store not in leased:
+            leased.add(offer.store)
+            active.append(index)
+        else:
+            others.append(index)
+    if not active:
+        return Full(retry_after(offers, loads, now, policy))
+    return Admitted(tuple(active), tuple(others[: max(0, count - len(active))]))
+
+
+def retry_after(offers: Sequence[Offer], loads: Mapping[str, Load], now: float, policy: Policy) -> float:
+    """Seconds until a slot is expected on any of the offers' stores, from the expected ends of their leases."""
+    soonest = math.inf
+    for store, slots, _ in offers:
+        load = loads.get(store, IDLE)
+        must_end = load.active - (slots or 0)  # how many leases have to end before the one that makes room
+        if slots and 0 <= must_end < len(load.ends):
+            soonest = min(soonest, load.ends[must_end] - now)
+    if math.isinf(soonest):
+        soonest = policy.retry_seconds
+    return min(max(soonest, policy.min_retry_seconds), policy.max_retry_seconds)
+
+
+def lease_seconds(estimate_seconds: float, policy: Policy) -> float:
+    """How long a lease lasts for a transfer of that estimate."""
+    return _bounded(estimate_seconds * policy.margin, policy.min_lease_seconds, policy.max_lease_seconds)
+
+
+def renewed_until(granted_at: float, now: float, remaining_seconds: float, policy: Policy) -> float:
+    """The instant until which progress renews a lease; bounded however often it is renewed."""
+    return min(now + lease_seconds(remaining_seconds, policy), granted_at + policy.max_total_seconds)
+
+
+def ticket_seconds(offers: Sequence[Offer], policy: Policy) -> float:
+    """How long a ticket lives: long enough for the slowest source that it names."""
+    slowest = max((offer.seconds for offer in offers), default=0.0)
+    return _bounded(slowest * policy.margin, policy.min_ticket_seconds, policy.max_ticket_seconds)
+
+
+def url_expires_at(now: float, ttl: float, *ends: float | None) -> float:
+    """When a signed URL ends: after `ttl`, and with whatever is behind it (credential, principal, ticket) that has an end (invariant 8).
+
+    An instant not after `now` means that nothing may be signed any more.
+    """
+    return min((now + ttl, *(end for end in ends if end is not None)))
+
+
+def _bounded(seconds: float, least: float, most: float) -> float:
+    """`seconds` within bounds; what is not a number is taken for the most."""
+    return most if math.isnan(seconds) else min(max(seconds, least), most)

@@ -1,0 +1,214 @@
+"""In which order a client should try the places that have a blob, or could take one.
+
+Read downwards: `rank` accepts or excludes each candidate (`broker.accept`), estimates the seconds until the last byte
+for those accepted, weighs them by that, and draws the order. Pure: the caller gives averages, loads, the instant and the
+random numbers.
+
+Rules
+- seconds = setup + size / min(rate, bandwidth / (active + 1)); what is compared is seconds / success · (1 + cost).
+- Rate, setup and success are what transfers reported from the client's site, else from the nearest wider site with
+  enough evidence, else a prior by topological distance. The estimate says which.
+- The order is a weighted draw without replacement (Efraimidis and Spirakis, 2006): better is likelier, near-equals
+  share, so that many brokers with slightly stale numbers do not herd. Paths that little is known of get a small share more.
+- A full store is not excluded here: it may serve as standby, and admission knows better (`broker.admit`).
+- Private stores that the principal may not see are kept apart from the other exclusions: counted, never shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import NamedTuple
+
+from broker.accept import Candidate, Reason, Request, accept
+from broker.model import Operation
+from broker.paths import IDLE, Load, PathAverage, decay
+from broker.sites import ancestors, distance
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What ranking may be tuned by. Index of the two priors is the distance; their last entry holds for all beyond it."""
+
+    prior_rates: tuple[float, ...] = (1e9, 800e6, 500e6, 400e6, 300e6, 200e6, 150e6, 100e6, 100e6, 50e6, 50e6, 50e6, 20e6)
+    """Bytes per second that an unmeasured path is believed to give."""
+    prior_setups: tuple[float, ...] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.05, 0.1, 0.1, 0.1, 0.1, 0.2)
+    """Seconds that an unmeasured path is believed to take until the first byte."""
+    half_life_seconds: float = 600.0
+    """Evidence loses half of its weight in this time; the same value as in `broker.paths.Policy`."""
+    min_evidence: float = 0.5
+    """Weight from which on an average is believed; a single report is believed for one half-life."""
+    prior_success: float = 0.98
+    """Chance of success that a path begins with."""
+    prior_success_weight: float = 2.0
+    """How many reports that beginning is worth."""
+    success_floor: float = 0.05
+    """No chance of success is taken for less."""
+    cost_factor: float = 1.0
+    """How much a store's cost counts: at 1, a cost of 1 is as bad as twice the time."""
+    sharpness: float = 2.0
+    """How much likelier the better one is: at 2, half the time is four times as likely."""
+    exploration: float = 0.05
+    """Share of draws that goes to candidates whatever their estimate, by how little is known of them."""
+    prefer_factor: float = 20.0
+    """How much likelier a preferred store becomes."""
+    unchecked_factor: float = 0.25
+    """How much less likely a destination becomes that computes none of the digests the client declared."""
+    low_space: float = 0.1
+    """Free share of a destination's capacity below which it becomes less likely."""
+    unknown_size: int = 1 << 30
+    """Bytes that an upload of undeclared size is estimated with."""
+    failure_seconds: float = 60.0
+    """How long a failure excludes a store for the client that reported it."""
+
+
+class Estimate(NamedTuple):
+    """The numbers behind a place in the order; shown to the client (M2)."""
+
+    seconds: float
+    """Until the last byte, when it goes well."""
+    rate: float
+    """Bytes per second, with the load of this moment."""
+    setup_seconds: float
+    """Until the first byte."""
+    success: float
+    """Chance that the transfer delivers, 0 to 1."""
+    score: float
+    """`seconds` divided by `success`, with cost: what is compared."""
+    basis: str
+    """Where the rate comes from: ``measured``, ``wider-site:eu`` (``wider-site:`` alone is all clients together) or ``prior``."""
+    evidence: float
+    """Weight of the reports behind the rate as of now; 0 with a prior."""
+
+
+class Source(NamedTuple):
+    """One place in the order; `weight` is its share of first draws."""
+
+    candidate: Candidate
+    estimate: Estimate
+    weight: float
+
+
+class Exclusion(NamedTuple):
+    """One candidate that is not offered, and why."""
+
+    candidate: Candidate
+    reason: Reason
+
+
+class Ranking(NamedTuple):
+    """The decision. Each candidate is in exactly one of the three lists."""
+
+    sources: list[Source]
+    excluded: list[Exclusion]
+    hidden: list[Exclusion]
+    """What the principal must not learn of; for counting only."""
+
+
+Averages = Mapping[tuple[str, str], PathAverage]
+"""By (site, store), all of the direction in question; sites include the wider ones."""
+
+Loads = Mapping[str, Load]
+"""By store name, all of the direction in question."""
+
+
+def rank(
+    request: Request, candidates: Iterable[Candidate], averages: Averages, loads: Loads, policy: Policy, now: float, rng: Random
+) -> Ranking:
+    """Accept or exclude each candidate, then put the accepted ones in the order to try them."""
+    accepted: list[tuple[Candidate, Load]] = []
+    ranking = Ranking([], [], [])
+    for candidate in candidates:
+        load = loads.get(candidate.store, IDLE)
+        reason = accept(request, candidate, load, now)
+        if reason is None:
+            accepted.append((candidate, load))
+        elif reason is Reason.PRIVATE:
+            ranking.hidden.append(Exclusion(candidate, reason))
+        else:
+            ranking.excluded.append(Exclusion(candidate, reason))
+    if not accepted:
+        return ranking
+    size = policy.unknown_size if request.size is None else request.size
+    estimates = [estimate(request.site, candidate, size, averages, load, policy, now) for candidate, load in accepted]
+    shares = weigh(estimates, [_lift(request, candidate, load, policy) for candidate, load in accepted], policy)
+    for index in draw(shares, rng):
+        ranking.sources.append(Source(accepted[index][0], estimates[index], shares[index]))
+    return ranking
+
+
+def estimate(site: str | None, candidate: Candidate, size: int, averages: Averages, load: Load, policy: Policy, now: float) -> Estimate:
+    """What a transfer of `size` bytes between `site` and the candidate is expected to take.
+
+    The nearest site with enough evidence tells; a path known only by its failures tells its success, not its rate.
+    """
+    store = candidate.store
+    rate = setup = success = None
+    basis, evidence = "prior", 0.0
+    for place in ancestors(site) if averages else ():
+        average = averages.get((place, store))
+        if average is None or average.weight < policy.min_evidence:
+            continue
+        kept = decay(1.0, now - average.updated_at, policy.half_life_seconds)
+        weight = average.weight * kept
+        if weight < policy.min_evidence:
+            continue
+        if success is None:
+            success = _success(average.good * kept, weight, policy)
+        if average.busy_seconds > 0 and average.bytes > 0:
+            rate, setup, evidence = average.bytes / average.busy_seconds, average.setup_seconds, weight
+            basis = "measured" if place == site else "wider-site:" + place
+            break
+    if rate is None or setup is None:
+        steps = distance(site, candidate.site)
+        rate = rate or policy.prior_rates[min(steps, len(policy.prior_rates) - 1)]
+        setup = policy.prior_setups[min(steps, len(policy.prior_setups) - 1)]
+    if success is None:
+        success = policy.prior_success
+    if candidate.bandwidth:
+        rate = min(rate, candidate.bandwidth / (load.active + 1))
+    seconds = setup + size / rate
+    score = seconds / success * (1.0 + policy.cost_factor * candidate.cost)
+    return Estimate(seconds, rate, setup, success, score, basis, evidence)
+
+
+def weigh(estimates: Sequence[Estimate], lifts: Sequence[float], policy: Policy) -> list[float]:
+    """Each one's share of first draws; together 1.
+
+    Most of it goes by estimate; the share of exploration is split evenly and each part shrinks with what is known.
+    """
+    best = max(min(e.score for e in estimates), 1e-9)
+    by_score = [(best / max(e.score, best)) ** policy.sharpness for e in estimates]
+    scale = (1.0 - policy.exploration) / sum(by_score)
+    even = policy.exploration / len(estimates)
+    weights = [(scale * w + even / (1.0 + e.evidence)) * lift for w, e, lift in zip(by_score, estimates, lifts, strict=True)]
+    total = sum(weights)
+    return [w / total for w in weights]
+
+
+def draw(shares: Sequence[float], rng: Random) -> list[int]:
+    """Indexes in a random order: at each place, an index is as likely as its share among those that are left."""
+    if len(shares) == 1:
+        return [0]
+    keys = [-math.log(1.0 - rng.random()) / max(share, 1e-300) for share in shares]
+    return sorted(range(len(shares)), key=keys.__getitem__)
+
+
+def _success(good: float, weight: float, policy: Policy) -> float:
+    """Chance of success, from evidence that first has to outweigh the prior."""
+    prior = policy.prior_success_weight
+    return max(policy.success_floor, min(1.0, (good + prior * policy.prior_success) / (weight + prior)))
+
+
+def _lift(request: Request, candidate: Candidate, load: Load, policy: Policy) -> float:
+    """What makes a candidate likelier or less likely beside its estimate."""
+    lift = policy.prefer_factor if candidate.store in request.prefer else 1.0
+    if request.operation is Operation.UPLOAD:
+        if request.digests and request.digests.isdisjoint(candidate.observes):
+            lift *= policy.unchecked_factor
+        if candidate.capacity is not None:
+            free = (candidate.capacity - load.reserved) / candidate.capacity
+            lift *= min(1.0, max(free, 0.001) / policy.low_space)
+    return lift
