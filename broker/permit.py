@@ -1,0 +1,81 @@
+"""Who may do what: the one place where roles, visibility and exposure meet (README, "Who may do what").
+
+Pure functions over a principal and a thing. What a principal may not see answers exactly like what does not exist, so
+callers raise `NotFound` for a ``False`` of the ``may_see_*`` and `Forbidden` only for what is visible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+from broker.model import Exposure, ImageStatus, Principal, Replica, Role, Store, Visibility
+
+
+@dataclass(frozen=True, slots=True)
+class ImageAccess:
+    """As much of an image as decides who may read its blobs."""
+
+    id: UUID
+    project: str
+    visibility: Visibility
+    status: ImageStatus
+    format: str
+
+
+def may_see_store(principal: Principal, store: Store) -> bool:
+    """Private stores exist only for the roles ``admin`` and ``service`` (M13)."""
+    return store.exposure is Exposure.PUBLIC or principal.sees_private_stores
+
+
+def may_see_image(principal: Principal, project: str, visibility: Visibility) -> bool:
+    """Its project, administrators and services see an image; everyone sees a public or community one (by id)."""
+    return project == principal.project or visibility is not Visibility.PRIVATE or principal.sees_private_stores
+
+
+def lists_image(principal: Principal, project: str, visibility: Visibility) -> bool:
+    """As `may_see_image`, but community images are listed only for their project."""
+    return project == principal.project or visibility is Visibility.PUBLIC or principal.role is Role.ADMIN
+
+
+def may_read_image(principal: Principal, image: ImageAccess) -> bool:
+    """Whether a ticket for its bytes may be given: visible, and not deactivated unless an administrator asks (M16)."""
+    if image.status is ImageStatus.DEACTIVATED and principal.role is not Role.ADMIN:
+        return False
+    return may_see_image(principal, image.project, image.visibility)
+
+
+def may_read_blob(principal: Principal, images: Iterable[ImageAccess]) -> bool:
+    """A blob is readable through any image that is; one that no image refers to, only by administrators."""
+    return principal.role is Role.ADMIN or any(may_read_image(principal, image) for image in images)
+
+
+def may_change_image(principal: Principal, project: str) -> bool:
+    """Members and services change what their project owns; administrators everything."""
+    return principal.role is Role.ADMIN or (principal.may_write and project == principal.project)
+
+
+def may_publish(principal: Principal) -> bool:
+    """Only administrators make an image public: what everyone boots is vetted (M16)."""
+    return principal.role is Role.ADMIN
+
+
+def may_write_blob(principal: Principal, images: Iterable[ImageAccess]) -> bool:
+    """Whether a principal may add a replica to a blob: a writer of a project that owns an image with it, a service that may read it, or an administrator."""
+    if principal.role is Role.ADMIN:
+        return True
+    images = tuple(images)
+    if principal.role is Role.SERVICE and may_read_blob(principal, images):
+        return True
+    return principal.may_write and any(image.project == principal.project for image in images)
+
+
+def may_write_store(principal: Principal, store: Store) -> bool:
+    """Whether uploads and registrations by this principal may go to `store`."""
+    return principal.may_write and store.enabled and store.writable and may_see_store(principal, store)
+
+
+def may_change_replica(principal: Principal, replica: Replica) -> bool:
+    """Whoever's project registered a replica may change or forget it, and administrators."""
+    return principal.role is Role.ADMIN or (principal.may_write and replica.project == principal.project)
