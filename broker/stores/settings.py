@@ -1,0 +1,38 @@
+"""Reads the settings and the credential of a store, which administrators wrote. Texts name the entry, never its value."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from broker.errors import Invalid
+from broker.model import Store
+
+
+def check_names(store: Store, known: Collection[str]) -> None:
+    """Raises `Invalid` for a setting that this kind of store does not know."""
+    for name in store.settings:
+        if name not in known:
+            raise Invalid(
+                f"store {store.name}: a store of kind {store.kind} has no such setting",
+                field=f"settings.{name[:64]}",
+                expected="one of " + ", ".join(sorted(known)),
+            )
+
+
+def required(entries: Mapping[str, str], name: str, whose: str) -> str:
+    """The entry `name`. Raises `Invalid` when it is missing or empty; `whose` begins the text."""
+    value = entries.get(name)
+    if not value:
+        raise Invalid(f"{whose} has no {name}", field=name, expected="a text")
+    return value
+
+
+def number(entries: Mapping[str, str], name: str, whose: str) -> float | None:
+    """The entry `name` as a number, or ``None`` without it. Raises `Invalid` when it is no number."""
+    value = entries.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        raise Invalid(f"{whose} has a {name} that is no number", field=name, expected="POSIX seconds") from None
