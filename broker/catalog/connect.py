@@ -1,0 +1,105 @@
+"""Connections to the catalogue, and what it means when there is none.
+
+Rules: a query that takes over 30 s is cut, a transaction that idles for 10 s too, so that a stuck broker holds no locks
+over others. Code that borrows a connection from the pool leaves no session state behind (no SET, LISTEN or session-wide
+advisory lock), since giving one back does not spend a round trip on a reset. `jsonb` and `json` are Python values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import asyncpg
+import orjson
+
+from broker import errors
+
+SERVER_SETTINGS = {
+    "application_name": "transfer-broker",
+    "timezone": "UTC",
+    "statement_timeout": "30s",
+    "lock_timeout": "10s",
+    "idle_in_transaction_session_timeout": "10s",
+}
+
+# What goes away by itself, by SQLSTATE class or condition (PostgreSQL, appendix A).
+_TRANSIENT: tuple[type[Exception], ...] = (
+    OSError,  # TimeoutError is one
+    asyncpg.PostgresConnectionError,  # 08
+    asyncpg.InsufficientResourcesError,  # 53: too many connections, disk full
+    asyncpg.OperatorInterventionError,  # 57: shutdown, starting up, statement timeout
+    asyncpg.PostgresSystemError,  # 58: I/O error
+    asyncpg.TransactionRollbackError,  # 40: serialization failure, deadlock
+    asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,  # a standby, in a failover
+)
+_RETRY_SECONDS = 1.0
+
+# asyncpg raises plain InterfaceErrors for a lost connection and for mistakes of ours; the text tells them apart.
+# A borrowed connection that the server ended counts as released.
+_LOST = ("closed", "closing", "has been released back to the pool")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether `error` says that the database cannot serve now, not that the query is wrong."""
+    if isinstance(error, asyncpg.InterfaceError):
+        return any(word in str(error) for word in _LOST)
+    return isinstance(error, _TRANSIENT)
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """Turn a database that is away, overloaded or gave up on a lock into `errors.Unavailable`; everything else passes.
+
+    The detail says nothing of the database: addresses, queries and names are for the log, where the cause is chained.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_transient(error):
+            raise errors.Unavailable("The catalogue cannot be reached.", retry_after=_RETRY_SECONDS) from error
+        raise
+
+
+async def connect(database_url: str, *, min_size: int = 2, max_size: int = 10) -> asyncpg.Pool[asyncpg.Record]:
+    """A pool of `min_size` to `max_size` connections to `database_url`. Raises `errors.Unavailable`."""
+    with reachable():
+        pool = await asyncpg.create_pool(
+            database_url,
+            min_size=min_size,
+            max_size=max_size,
+            init=prepare,
+            reset=_keep_session,
+            server_settings=SERVER_SETTINGS,
+            timeout=10,
+            command_timeout=35,  # for a server that is gone without a word; a live one ends the statement before
+        )
+    assert pool is not None
+    return pool
+
+
+async def connect_one(database_url: str) -> asyncpg.Connection[asyncpg.Record]:
+    """A connection of one's own, for LISTEN or session-wide locks. Raises `errors.Unavailable`."""
+    with reachable():
+        connection = await asyncpg.connect(database_url, server_settings=SERVER_SETTINGS, timeout=10)
+        await prepare(connection)
+    return connection
+
+
+async def prepare(connection: Any) -> None:
+    """Make JSON columns Python values. Both ways orjson's bytes go over the wire as they are."""
+    await connection.set_type_codec(
+        "jsonb", schema="pg_catalog", format="binary", encoder=_encode_jsonb, decoder=lambda data: orjson.loads(data[1:])
+    )
+    await connection.set_type_codec("json", schema="pg_catalog", format="binary", encoder=orjson.dumps, decoder=orjson.loads)
+
+
+def _encode_jsonb(value: Any) -> bytes:
+    return b"\x01" + orjson.dumps(value)  # the version of the binary format comes first
+
+
+async def _keep_session(_: Any) -> None:
+    """Instead of asyncpg's reset, whose round trip costs more than most queries. An open transaction is rolled back all the same."""
