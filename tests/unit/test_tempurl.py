@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from swiftclient.utils import generate_temp_url
+from swiftclient.utils import generate_temp_url  # type: ignore[import-untyped]
 
 from broker.sign.tempurl import Digest, temp_url
 
