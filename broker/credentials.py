@@ -1,0 +1,99 @@
+"""What the broker opens stores with: named sets of secrets, kept outside of the catalogue.
+
+A credential NAME is the JSON object of texts in ``credentials_dir/NAME.json`` (mode 0600), or in the environment variable
+``BROKER_CREDENTIAL_NAME`` (upper case, ``-`` as ``_``), which comes first. Files are read again when they change. Which
+entries a credential has is the business of the kind of store (README, "Connect a store").
+
+Rules: no text of an error, log or ``repr`` holds a value.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import orjson
+
+_log = logging.getLogger(__name__)
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
+_MAX_BYTES = 64 << 10
+
+
+class CredentialError(Exception):
+    """A credential is missing or cannot be read; the text names it, never its content."""
+
+
+class Credential(Mapping[str, str]):
+    """One credential's entries. Equal ones compare equal; ``repr`` shows the entries' names only."""
+
+    __slots__ = ("_entries",)
+
+    def __init__(self, entries: Mapping[str, str]) -> None:
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> str:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Credential({', '.join(self._entries)})"
+
+
+class Credentials:
+    """The credentials of this broker, by name."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._read: dict[str, tuple[tuple[int, int, int], Credential]] = {}
+
+    def get(self, name: str) -> Credential:
+        """The credential as it is now: one `stat`, and a read when the file changed. Raises `CredentialError`."""
+        if _NAME.match(name) is None:
+            raise CredentialError("the name of a credential is lower-case letters, digits, - and _")
+        variable = "BROKER_CREDENTIAL_" + name.upper().replace("-", "_")
+        text = os.environ.get(variable)
+        if text is not None:
+            return _parse(text.encode(), f"the environment variable {variable}")
+        return self._from_file(name)
+
+    def secrets(self) -> Iterator[str]:
+        """Every value that was read so far and is long enough to be a secret, for scrubbing logs."""
+        for _, credential in self._read.values():
+            yield from (value for value in credential.values() if len(value) >= 8)
+
+    def _from_file(self, name: str) -> Credential:
+        path = self.directory / f"{name}.json"
+        try:
+            with path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+                known = self._read.get(name)
+                if known is not None and known[0] == stamp:
+                    return known[1]
+                content = file.read(_MAX_BYTES + 1)
+        except OSError as error:
+            raise CredentialError(f"credential {name}: {path} cannot be read: {error.strerror}") from None
+        if found.st_mode & (stat.S_IROTH | stat.S_IWOTH):
+            _log.warning("credential %s: everybody can read %s; run: chmod 600 %s", name, path, path)
+        credential = _parse(content, f"credential {name}")
+        self._read[name] = (stamp, credential)
+        return credential
+
+
+def _parse(content: bytes, whose: str) -> Credential:
+    try:
+        entries = orjson.loads(content) if len(content) <= _MAX_BYTES else None
+    except orjson.JSONDecodeError:
+        raise CredentialError(f"{whose} holds no JSON") from None
+    if not isinstance(entries, dict) or not all(isinstance(value, str) for value in entries.values()):
+        raise CredentialError(f"{whose} must be a JSON object of texts of at most {_MAX_BYTES} bytes")
+    return Credential(entries)

@@ -1,0 +1,174 @@
+"""What is counted, under which names (prometheus.io, "Metric and label naming").
+
+Cardinality is bounded: `store` by the registered stores (a name that was forgotten stays until the restart), `site` never
+appears, and every other label takes values of a fixed list: operations of the contract, problem types, reasons, states,
+statement names. At 100 stores that is about 5,000 series.
+
+On the hot path no label is looked up by the library: each counter keeps its children in a dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_REQUEST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SIGNING_SECONDS = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3)
+_TRANSFER_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 14400)
+_RATIO = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10)
+
+
+class Counts:
+    """A counter by labels, for instance ``tickets.inc("download", "granted", "s3-a")``."""
+
+    __slots__ = ("_children", "_metric")
+
+    def __init__(self, registry: CollectorRegistry, name: str, text: str, labels: tuple[str, ...]) -> None:
+        self._metric = Counter(name, text, labels, registry=registry)
+        self._children: dict[tuple[str, ...], Counter] = {} if labels else {(): self._metric}
+
+    def inc(self, *labels: str, by: float = 1) -> None:
+        child = self._children.get(labels)
+        if child is None:
+            child = self._children[labels] = self._metric.labels(*labels)
+        child.inc(by)
+
+
+class Times:
+    """A histogram by labels. `observe(value, *labels)`; ``with seconds.time("grant"):`` measures a block."""
+
+    __slots__ = ("_children", "_metric")
+
+    def __init__(self, registry: CollectorRegistry, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> None:
+        self._metric = Histogram(name, text, labels, registry=registry, buckets=buckets)
+        self._children: dict[tuple[str, ...], Histogram] = {}
+
+    def observe(self, value: float, *labels: str) -> None:
+        child = self._children.get(labels)
+        if child is None:
+            child = self._children[labels] = self._metric.labels(*labels)
+        child.observe(value)
+
+    @contextmanager
+    def time(self, *labels: str) -> Iterator[None]:
+        began = perf_counter()
+        try:
+            yield
+        finally:
+            self.observe(perf_counter() - began, *labels)
+
+
+class Levels:
+    """A gauge by labels. `replace` sets all of them at once, so that what is gone does not stay."""
+
+    __slots__ = ("_metric",)
+
+    def __init__(self, registry: CollectorRegistry, name: str, text: str, labels: tuple[str, ...]) -> None:
+        self._metric = Gauge(name, text, labels, registry=registry)
+
+    def set(self, value: float, *labels: str) -> None:
+        (self._metric.labels(*labels) if labels else self._metric).set(value)
+
+    def replace(self, values: dict[tuple[str, ...], float]) -> None:
+        self._metric.clear()
+        for labels, value in values.items():
+            self._metric.labels(*labels).set(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Every metric of one broker; made by `create`. The comment names the labels."""
+
+    registry: CollectorRegistry
+    tickets: Counts  # operation, outcome, store: the first place of the answer, or "" without one
+    exclusions: Counts  # reason
+    estimate_ratio: Times  # direction: reported / estimated seconds
+    estimated_seconds: Times  # direction
+    reported_seconds: Times  # direction
+    reports: Counts  # store, outcome
+    reported_bytes: Counts  # store, direction
+    uploads: Levels  # state
+    replicas: Levels  # state
+    images: Levels  # status
+    leases: Levels  # store, direction
+    slots: Levels  # store, direction
+    leases_refused: Counts  # store, direction
+    database_seconds: Times  # statement: the name of the function that runs it
+    coalesced: Times  # statement: requests that shared one round trip
+    signing_seconds: Times  # kind
+    store_requests: Counts  # store, method, outcome
+    store_seconds: Times  # store, method
+    http_requests: Counts  # operation, status
+    http_seconds: Times  # operation
+    auth_failures: Counts  # reason
+    hot: Counts  # result: hit, miss
+    hot_evictions: Counts  # no label
+    hot_bytes: Levels  # no label
+    jobs: Counts  # job, outcome
+    info: Levels  # version
+
+    def render(self) -> bytes:
+        """The text exposition."""
+        return generate_latest(self.registry)
+
+
+def create(version: str = "") -> Metrics:
+    """Fresh metrics with a registry of their own."""
+    registry = CollectorRegistry()
+
+    def counts(name: str, text: str, *labels: str) -> Counts:
+        return Counts(registry, f"broker_{name}", text, labels)
+
+    def times(name: str, text: str, *labels: str, buckets: tuple[float, ...] = _REQUEST_SECONDS) -> Times:
+        return Times(registry, f"broker_{name}", text, labels, buckets)
+
+    def levels(name: str, text: str, *labels: str) -> Levels:
+        return Levels(registry, f"broker_{name}", text, labels)
+
+    metrics = Metrics(
+        registry=registry,
+        tickets=counts(
+            "tickets_total", "Tickets by operation, outcome and the store that was placed first.", "operation", "outcome", "store"
+        ),
+        exclusions=counts("exclusions_total", "Candidates that were not offered, by reason.", "reason"),
+        estimate_ratio=times("estimate_error_ratio", "Reported seconds of a transfer over those estimated.", "direction", buckets=_RATIO),
+        estimated_seconds=times(
+            "estimated_seconds", "Estimated seconds of transfers that were reported.", "direction", buckets=_TRANSFER_SECONDS
+        ),
+        reported_seconds=times("reported_seconds", "Seconds that transfers reported.", "direction", buckets=_TRANSFER_SECONDS),
+        reports=counts("reports_total", "Reports of transfers by store and outcome.", "store", "outcome"),
+        reported_bytes=counts("reported_bytes_total", "Bytes that transfers reported to have moved.", "store", "direction"),
+        uploads=levels("uploads", "Uploads by state.", "state"),
+        replicas=levels("replicas", "Replicas by state.", "state"),
+        images=levels("images", "Images by status.", "status"),
+        leases=levels("leases", "Unexpired leases.", "store", "direction"),
+        slots=levels("slots", "Concurrent transfers that a store allows.", "store", "direction"),
+        leases_refused=counts("leases_refused_total", "Leases that were asked for when every slot was taken.", "store", "direction"),
+        database_seconds=times("database_seconds", "Time of database statements, waiting for a connection included.", "statement"),
+        coalesced=times(
+            "coalesced_requests",
+            "Requests that shared one database round trip.",
+            "statement",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+        ),
+        signing_seconds=times("signing_seconds", "Time to sign one URL or token.", "kind", buckets=_SIGNING_SECONDS),
+        store_requests=counts("store_requests_total", "Requests of the broker to stores.", "store", "method", "outcome"),
+        store_seconds=times("store_request_seconds", "Time of the broker's requests to stores.", "store", "method"),
+        http_requests=counts("http_requests_total", "Requests by operation and status.", "operation", "status"),
+        http_seconds=times("http_request_seconds", "Time from a request's head to its answer.", "operation"),
+        auth_failures=counts("auth_failures_total", "Bearer tokens that were refused, by reason.", "reason"),
+        hot=counts("hot_lookups_total", "Look-ups of blobs in memory.", "result"),
+        hot_evictions=counts("hot_evictions_total", "Blobs that left memory to make room."),
+        hot_bytes=levels("hot_bytes", "Estimated size of the blobs in memory."),
+        jobs=counts("jobs_total", "Runs of background jobs.", "job", "outcome"),
+        info=levels("info", "The running broker.", "version"),
+    )
+    metrics.info.set(1, version)
+    return metrics

@@ -1,0 +1,146 @@
+"""The settings file: defaults, refusals that name the field, and secrets that stay out of sight."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker import config
+from broker.credentials import Credential, CredentialError, Credentials
+from broker.model import Role
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path
+
+
+def test_no_file_is_needed(home: Path) -> None:
+    settings = config.load()
+    assert settings.database.url is None
+    assert settings.database.migrate == "auto"
+    assert settings.http.public_url == "http://127.0.0.1:8080"
+    assert settings.data_dir == home / "data/transfer-broker"
+    assert settings.credentials_dir == home / "data/transfer-broker/credentials"
+    assert settings.hot_bytes == 64 << 20
+
+
+def test_the_default_file_is_read(home: Path) -> None:
+    place = home / "config/transfer-broker"
+    place.mkdir(parents=True)
+    (place / "broker.toml").write_text('data_dir = "mine"\n[http]\nlisten = "[::1]:9000"\ntrusted_proxies = ["10.0.0.0/8"]\n')
+    settings = config.load()
+    assert (settings.http.listen.host, settings.http.listen.port) == ("::1", 9000)
+    assert settings.http.public_url == "http://[::1]:9000"
+    assert settings.data_dir == place / "mine"
+    assert settings.postgres_dir == place / "mine/postgres"
+
+
+def test_a_whole_file() -> None:
+    settings = config.parse(
+        {
+            "database": {"url": "postgresql://u:hunter2@db/broker"},
+            "keys": {"algorithm": "RS256"},
+            "auth": {"issuers": [{"issuer": "https://id", "audience": "b", "roles": {"ops": "admin"}, "claims": {"project": "x.y"}}]},
+            "memory": {"hot_bytes": 2 << 20},
+            "policy": {"ranking": {"sharpness": 3, "prior_rates": [1, 2]}},
+        }
+    )
+    assert settings.database.migrate == "require"
+    assert "hunter2" not in repr(settings)
+    assert settings.auth.issuers[0].roles == {"ops": Role.ADMIN}
+    assert settings.auth.issuers[0].claims.project == "x.y"
+    assert settings.policy.ranking == {"sharpness": 3, "prior_rates": (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"htpp": {}}, "unknown field htpp"),
+        ({"http": {"port": 1}}, "unknown field http.port"),
+        ({"http": {"listen": "nowhere"}}, "http.listen"),
+        ({"http": {"listen": "a:99999"}}, "http.listen"),
+        ({"http": {"trusted_proxies": ["300.0.0.0/8"]}}, "http.trusted_proxies.0"),
+        ({"http": {"body_limit_bytes": "8M"}}, "http.body_limit_bytes"),
+        ({"database": {"url": "mysql://u:hunter2@x"}}, "database.url"),
+        ({"database": {"min_connections": 5, "max_connections": 2}}, "database.min_connections"),
+        ({"auth": {"issuers": [{"issuer": "https://id"}]}}, "auth.issuers.0"),
+        ({"auth": {"issuers": [{"issuer": "https://id", "audience": "a", "roles": {"x": "god"}}]}}, "auth.issuers.0.roles.x"),
+        ({"policy": {"ranking": {"sharpness": "sharp"}}}, "policy.ranking.sharpness"),
+        ({"log": {"level": "loud"}}, "log.level"),
+    ],
+)
+def test_refusals_name_the_field(document: dict[str, Any], words: str) -> None:
+    with pytest.raises(config.ConfigError) as error:
+        config.parse(document)
+    assert words in str(error.value)
+    assert "hunter2" not in str(error.value)
+
+
+def test_what_is_no_toml_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "broken.toml"
+    file.write_text("[http\n")
+    with pytest.raises(config.ConfigError, match=r"broken\.toml"):
+        config.load(file)
+    with pytest.raises(config.ConfigError, match="No such file"):
+        config.load(tmp_path / "none.toml")
+
+
+def test_a_password_that_everybody_can_read_is_warned_of(tmp_path: Path) -> None:
+    file = tmp_path / "broker.toml"
+    file.write_text('[database]\nurl = "postgresql://u:hunter2@db/x"\n')
+    file.chmod(0o644)
+    (warning,) = config.load(file).warnings
+    assert "chmod 600" in warning
+    assert "hunter2" not in warning
+    file.chmod(0o600)
+    assert config.load(file).warnings == ()
+
+
+def test_a_credential_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    file = tmp_path / "main.json"
+    file.write_text('{"access_key": "AKIA", "secret_key": "first-secret"}')
+    file.chmod(0o600)
+    credentials = Credentials(tmp_path)
+    first = credentials.get("main")
+    assert first["secret_key"] == "first-secret"
+    assert credentials.get("main") is first
+    assert "first-secret" not in repr(first)
+    file.write_text('{"access_key": "AKIA", "secret_key": "second"}')
+    os.utime(file, ns=(1, 1))
+    assert credentials.get("main")["secret_key"] == "second"
+    assert credentials.get("main") != first
+
+
+def test_the_environment_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a-b.json").write_text('{"key": "file"}')
+    monkeypatch.setenv("BROKER_CREDENTIAL_A_B", '{"key": "environment"}')
+    assert Credentials(tmp_path).get("a-b") == Credential({"key": "environment"})
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '{"a": "' + "x" * 70000 + '"}'])
+def test_broken_credentials_say_nothing_of_their_content(tmp_path: Path, content: str) -> None:
+    (tmp_path / "main.json").write_text(content)
+    with pytest.raises(CredentialError) as error:
+        Credentials(tmp_path).get("main")
+    assert "main" in str(error.value)
+    assert "xxxx" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../main", "", "MAIN", "a/b", "a\x00"])
+def test_a_name_cannot_leave_the_directory(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CredentialError):
+        Credentials(tmp_path / "inner").get(name)
+
+
+def test_a_readable_secret_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "main.json").write_text('{"key": "hidden-value"}')
+    (tmp_path / "main.json").chmod(0o644)
+    Credentials(tmp_path).get("main")
+    assert "chmod 600" in caplog.text
+    assert "hidden-value" not in caplog.text
