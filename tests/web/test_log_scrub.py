@@ -15,7 +15,7 @@ from broker import log
 JWT = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJlLW9mLWl0"
 
 LEAKS = {
-    "sigv4 url": ("https://s3/b/k?X-Amz-Credential=AKIAEXAMPLE%2F2026&X-Amz-Signature=5ec7e7abc123&X-Amz-Expires=60", ["AKIAEXAMPLE", "5ec7e7abc123"]),
+    "sigv4 url": ("https://s/k?X-Amz-Credential=AKIAEXAMPLE%2F2026&X-Amz-Signature=5ec7e7abc123&X-Amz-Expires=6", ["AKIAEXAMPLE", "5ec7e7abc123"]),
     "sigv4 url with session": ("GET http://x/k?X-Amz-Security-Token=FwoGZXIvYXdz&a=b", ["FwoGZXIvYXdz"]),
     "tempurl": ("https://swift/v1/a/c/o?temp_url_sig=deadbeefcafe&temp_url_expires=5", ["deadbeefcafe"]),
     "token in query": (f"http://store/k?token={JWT}", [JWT, "c2lnbmF0dXJl"]),
@@ -51,7 +51,7 @@ def test_no_way_into_the_log(name: str, way: str, lines: io.StringIO) -> None:
     logger = logging.getLogger("some.library")
     match way:
         case "message":
-            logger.warning(text.replace("%", "%%"))
+            logger.warning(text)
         case "argument":
             logger.warning("failed: %s (%r)", text, text)
         case "field":
