@@ -176,6 +176,7 @@ CREATE TABLE uploads (
     size       bigint,
     digests    jsonb NOT NULL DEFAULT '{}',
     state      text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'committing', 'committed', 'failed', 'abandoned')),
+    makes_image boolean NOT NULL DEFAULT false,
     replica_id uuid,
     problem    text,
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -183,7 +184,11 @@ CREATE TABLE uploads (
     expires_at timestamptz NOT NULL
 );
 CREATE INDEX uploads_under_way ON uploads (expires_at) WHERE state IN ('open', 'committing');
+CREATE INDEX uploads_by_blob ON uploads (blob_id);
+CREATE INDEX uploads_ended ON uploads (touched_at) WHERE state IN ('committed', 'failed', 'abandoned');
 
+-- final_key is the present committer's; sealed_keys are those that a sealing, finished or not, may have written to.
+-- seen: the parts as the store told them just before they became one object.
 CREATE TABLE destinations (
     upload_id    uuid NOT NULL REFERENCES uploads (id) ON DELETE CASCADE,
     store_id     integer NOT NULL REFERENCES stores (id),
@@ -195,6 +200,9 @@ CREATE TABLE destinations (
     part_size    bigint,
     reserved     bigint NOT NULL DEFAULT 0,
     urls_until   timestamptz NOT NULL DEFAULT now(),
+    estimate     jsonb NOT NULL DEFAULT '{}',
+    seen         jsonb,
+    sealed_keys  text[] NOT NULL DEFAULT '{}',
     PRIMARY KEY (upload_id, store_id)
 );
 
