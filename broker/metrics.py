@@ -32,7 +32,7 @@ class Counts:
 
     def __init__(self, registry: CollectorRegistry, name: str, text: str, labels: tuple[str, ...]) -> None:
         self._metric = Counter(name, text, labels, registry=registry)
-        self._children: dict[tuple[str, ...], Counter] = {} if labels else {(): self._metric}
+        self._children: dict[tuple[str, ...], Counter] = {}
 
     def inc(self, *labels: str, by: float = 1) -> None:
         child = self._children.get(labels)
@@ -74,7 +74,7 @@ class Levels:
         self._metric = Gauge(name, text, labels, registry=registry)
 
     def set(self, value: float, *labels: str) -> None:
-        (self._metric.labels(*labels) if labels else self._metric).set(value)
+        self._metric.labels(*labels).set(value)
 
     def replace(self, values: dict[tuple[str, ...], float]) -> None:
         self._metric.clear()
@@ -108,15 +108,24 @@ class Metrics:
     http_requests: Counts  # operation, status
     http_seconds: Times  # operation
     auth_failures: Counts  # reason
-    hot: Counts  # result: hit, miss
-    hot_evictions: Counts  # no label
-    hot_bytes: Levels  # no label
+    hot_hits: Counter
+    hot_misses: Counter
+    hot_evictions: Counter
+    hot_bytes: Gauge
     jobs: Counts  # job, outcome
     info: Levels  # version
 
     def render(self) -> bytes:
         """The text exposition."""
         return generate_latest(self.registry)
+
+    def ticket(self, operation: str, outcome: str, store: str = "") -> None:
+        """Count a ticket; `store` is the place that was ranked first, if there was one."""
+        self.tickets.inc(operation, outcome, store)
+
+    def exclusion(self, reason: str) -> None:
+        """Count a candidate that was not offered."""
+        self.exclusions.inc(reason)
 
 
 def create(version: str = "") -> Metrics:
@@ -164,9 +173,10 @@ def create(version: str = "") -> Metrics:
         http_requests=counts("http_requests_total", "Requests by operation and status.", "operation", "status"),
         http_seconds=times("http_request_seconds", "Time from a request's head to its answer.", "operation"),
         auth_failures=counts("auth_failures_total", "Bearer tokens that were refused, by reason.", "reason"),
-        hot=counts("hot_lookups_total", "Look-ups of blobs in memory.", "result"),
-        hot_evictions=counts("hot_evictions_total", "Blobs that left memory to make room."),
-        hot_bytes=levels("hot_bytes", "Estimated size of the blobs in memory."),
+        hot_hits=Counter("broker_hot_hits_total", "Blobs that were found in memory.", registry=registry),
+        hot_misses=Counter("broker_hot_misses_total", "Blobs that were looked up in the catalogue.", registry=registry),
+        hot_evictions=Counter("broker_hot_evictions_total", "Blobs and images that left memory to make room.", registry=registry),
+        hot_bytes=Gauge("broker_hot_bytes", "Estimated size of the blobs and images in memory.", registry=registry),
         jobs=counts("jobs_total", "Runs of background jobs.", "job", "outcome"),
         info=levels("info", "The running broker.", "version"),
     )
