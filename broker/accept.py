@@ -44,6 +44,8 @@ class Reason(StrEnum):
     """It computes no digest by which an upload could be verified."""
     TOO_LARGE = "too-large"
     NO_CAPACITY = "no-capacity"
+    UNSIGNABLE = "unsignable"
+    """The broker has no credential for it, or one that has ended."""
     FULL = "full"
     """It gives no slot at all (drained), or had none left when leases were asked for."""
 

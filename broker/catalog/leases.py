@@ -1,0 +1,257 @@
+"""Tickets and leases: one statement grants those of many requests, and the database decides (invariant 3).
+
+Rules
+- A store with slots is locked by its row in `slots`, rows always in the order (store, direction), so that brokers never
+  wait for each other in a circle. `slots.leased` counts the rows of `leases`; expired ones stay counted until `sweep`.
+- Instants are the database's own. No transaction spans two round trips: a broker that is stopped holds no lock.
+- A new ticket is written only if it got a lease, or needs none. An id that exists already is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from broker.catalog.connect import reachable
+from broker.model import Direction, Operation
+
+
+class TicketRow(NamedTuple):
+    """A ticket to be written. `places` is JSON text; what it says is the service's affair."""
+
+    operation: Operation
+    project: str
+    subject: str
+    instance: str
+    address: str
+    site: str | None
+    image_id: UUID | None
+    blob_id: UUID
+    size: int | None
+    places: str
+    ttl_seconds: float
+
+
+class Want(NamedTuple):
+    """A lease asked for: on which store, in which direction, for how long."""
+
+    store_id: int
+    direction: str
+    seconds: float
+
+
+class GrantRequest(NamedTuple):
+    """Leases for a ticket that is to be written (`ticket` given) or exists already. `needs_lease`: without one, no ticket."""
+
+    id: UUID
+    ticket: TicketRow | None
+    wants: Sequence[Want]
+    needs_lease: bool
+
+
+class Grant(NamedTuple):
+    """The database's answer. `created` is false when the ticket existed or got none of the leases it needed."""
+
+    created: bool
+    expires_at: float | None
+    leases: dict[int, float]
+    """Store id to the end of the lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRow:
+    """One lease as it stands."""
+
+    store_id: int
+    direction: Direction
+    granted_at: float
+    expires_at: float
+
+
+# $1–$12: a column each of the tickets; $13–$16: a column each of the leases wanted.
+_GRANT = """
+WITH ticket AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[], $9::uuid[],
+                         $10::bigint[], $11::text[], $12::float8[], $13::bool[])
+        AS t (id, operation, project, subject, instance, address, site, image_id, blob_id, size, places, ttl, needs_lease)
+), want AS MATERIALIZED (
+    SELECT * FROM unnest($14::uuid[], $15::int[], $16::text[], $17::float8[]) WITH ORDINALITY AS w (ticket_id, store_id, direction, ttl, seq)
+), locked AS MATERIALIZED (
+    SELECT store_id, direction, slots, leased FROM slots
+    WHERE (store_id, direction) IN (SELECT store_id, direction FROM want)
+    ORDER BY store_id, direction FOR UPDATE
+), fitting AS MATERIALIZED (
+    SELECT * FROM (
+        SELECT w.*, l.slots, l.leased, row_number() OVER (PARTITION BY w.store_id, w.direction ORDER BY w.seq) AS n
+        FROM want w JOIN locked l USING (store_id, direction)
+    ) numbered
+    WHERE slots IS NULL OR leased + n <= slots
+), written AS (
+    INSERT INTO tickets (id, operation, project, subject, instance, address, site, image_id, blob_id, size, places, expires_at)
+    SELECT id, operation, project, subject, instance, address, site, image_id, blob_id, size, places::jsonb,
+           clock_timestamp() + make_interval(secs => ttl)
+    FROM ticket WHERE NOT needs_lease OR id IN (SELECT ticket_id FROM fitting)
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id, expires_at
+), leased AS (
+    INSERT INTO leases (ticket_id, store_id, direction, expires_at)
+    SELECT ticket_id, store_id, direction, clock_timestamp() + make_interval(secs => ttl)
+    FROM fitting WHERE ticket_id IN (SELECT id FROM written) OR ticket_id NOT IN (SELECT id FROM ticket)
+    ON CONFLICT (ticket_id, store_id) DO NOTHING
+    RETURNING ticket_id, store_id, direction, expires_at
+), counted AS (
+    UPDATE slots s SET leased = s.leased + c.n
+    FROM (SELECT store_id, direction, count(*)::int AS n FROM leased GROUP BY store_id, direction) c
+    WHERE s.store_id = c.store_id AND s.direction = c.direction
+    RETURNING s.store_id, s.direction, s.leased
+)
+SELECT id, NULL::int AS store_id, NULL::text AS direction, extract(epoch FROM expires_at)::float8 AS at FROM written
+UNION ALL SELECT ticket_id, store_id, direction, extract(epoch FROM expires_at)::float8 FROM leased
+UNION ALL SELECT NULL, l.store_id, l.direction, coalesce((SELECT c.leased FROM counted c
+    WHERE c.store_id = l.store_id AND c.direction = l.direction), l.leased)::float8 FROM locked l
+"""
+
+# Tickets that want no lease touch no store: the common case gets the short statement.
+_WRITE = """
+INSERT INTO tickets (id, operation, project, subject, instance, address, site, image_id, blob_id, size, places, expires_at)
+SELECT id, operation, project, subject, instance, address, site, image_id, blob_id, size, places::jsonb,
+       clock_timestamp() + make_interval(secs => ttl)
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[], $9::uuid[],
+            $10::bigint[], $11::text[], $12::float8[])
+    AS t (id, operation, project, subject, instance, address, site, image_id, blob_id, size, places, ttl)
+ON CONFLICT (id) DO NOTHING
+RETURNING id, NULL::int AS store_id, NULL::text AS direction, extract(epoch FROM expires_at)::float8 AS at
+"""
+
+
+async def grant(connection: Any, requests: Sequence[GrantRequest]) -> Sequence[tuple[Grant, dict[tuple[int, str], int]]]:
+    """Write the tickets and grant the leases of all `requests`, earlier ones first.
+
+    Each answer comes with how many leases the stores that were asked hold now, by (store id, direction): the same
+    mapping for all of a batch.
+    """
+    tickets = [(r.id, *r.ticket, r.needs_lease) for r in requests if r.ticket is not None]
+    wants = [(r.id, *want) for r in requests for want in r.wants]
+    columns = [list(column) for column in zip(*tickets, strict=True)] if tickets else [[] for _ in range(13)]
+    if wants:
+        rows = await connection.fetch(_GRANT, *columns, *(list(column) for column in zip(*wants, strict=True)))
+    else:
+        rows = await connection.fetch(_WRITE, *columns[:12])
+    ends: dict[UUID, float] = {}
+    leases: dict[UUID, dict[int, float]] = {}
+    held: dict[tuple[int, str], int] = {}
+    for id, store_id, direction, at in rows:
+        if store_id is None:
+            ends[id] = at
+        elif id is None:
+            held[store_id, direction] = int(at)
+        else:
+            leases.setdefault(id, {})[store_id] = at
+    return [(Grant(r.id in ends, ends.get(r.id), leases.get(r.id, {})), held) for r in requests]
+
+
+_RELEASE = """
+WITH locked AS MATERIALIZED (
+    SELECT store_id, direction FROM slots WHERE (store_id, direction) IN (
+        SELECT l.store_id, l.direction FROM leases l
+        JOIN unnest($1::uuid[], $2::int[]) AS w (ticket_id, store_id) ON l.ticket_id = w.ticket_id AND (w.store_id IS NULL OR l.store_id = w.store_id))
+    ORDER BY store_id, direction FOR UPDATE
+), gone AS (
+    DELETE FROM leases l USING unnest($1::uuid[], $2::int[]) AS w (ticket_id, store_id)
+    WHERE l.ticket_id = w.ticket_id AND (w.store_id IS NULL OR l.store_id = w.store_id) AND (SELECT count(*) FROM locked) >= 0
+      AND (l.store_id, l.direction) IN (SELECT store_id, direction FROM locked)
+    RETURNING l.store_id, l.direction
+)
+UPDATE slots s SET leased = s.leased - c.n
+FROM (SELECT store_id, direction, count(*)::int AS n FROM gone GROUP BY store_id, direction) c
+WHERE s.store_id = c.store_id AND s.direction = c.direction
+"""
+
+
+async def release(db: Any, leases: Sequence[tuple[UUID, int | None]]) -> None:
+    """Give leases back, by ticket and store id; ``None`` stands for all of the ticket's. What is gone already is no error."""
+    with reachable():
+        await db.execute(_RELEASE, [ticket for ticket, _ in leases], [store for _, store in leases])
+
+
+_SWEEP = """
+WITH locked AS MATERIALIZED (
+    SELECT store_id, direction FROM slots
+    WHERE leased > 0 AND EXISTS (SELECT FROM leases l WHERE l.store_id = slots.store_id AND l.direction = slots.direction
+                                 AND l.expires_at <= clock_timestamp())
+    ORDER BY store_id, direction FOR UPDATE
+), gone AS (
+    DELETE FROM leases l USING locked k
+    WHERE (SELECT count(*) FROM locked) > 0 AND l.store_id = k.store_id AND l.direction = k.direction AND l.expires_at <= clock_timestamp()
+    RETURNING l.store_id, l.direction
+), counted AS (
+    UPDATE slots s SET leased = s.leased - c.n
+    FROM (SELECT store_id, direction, count(*)::int AS n FROM gone GROUP BY store_id, direction) c
+    WHERE s.store_id = c.store_id AND s.direction = c.direction
+)
+SELECT count(*) FROM gone
+"""
+
+
+async def sweep(db: Any) -> int:
+    """Take expired leases off their stores' counts. Returns how many there were."""
+    with reachable():
+        return int(await db.fetchval(_SWEEP))
+
+
+async def renew(db: Any, ticket: UUID, store_id: int, seconds: float, most_seconds: float) -> float | None:
+    """Let an unexpired lease end `seconds` from now, yet no later than `most_seconds` after its grant. ``None``: there is none."""
+    with reachable():
+        at = await db.fetchval(
+            """UPDATE leases SET expires_at = greatest(expires_at, least(clock_timestamp() + make_interval(secs => $3),
+                                                                         granted_at + make_interval(secs => $4)))
+               WHERE ticket_id = $1 AND store_id = $2 AND expires_at > clock_timestamp()
+               RETURNING extract(epoch FROM expires_at)::float8""",
+            ticket, store_id, seconds, most_seconds,
+        )  # fmt: skip
+    return None if at is None else float(at)
+
+
+async def held(db: Any, ticket: UUID) -> list[LeaseRow]:
+    """The unexpired leases of a ticket."""
+    with reachable():
+        rows = await db.fetch(
+            """SELECT store_id, direction, extract(epoch FROM granted_at)::float8, extract(epoch FROM expires_at)::float8
+               FROM leases WHERE ticket_id = $1 AND expires_at > clock_timestamp()""",
+            ticket,
+        )
+    return [LeaseRow(row[0], Direction(row[1]), row[2], row[3]) for row in rows]
+
+
+async def ends(db: Any, store_ids: Sequence[int], direction: Direction, most: int = 64) -> dict[int, tuple[float, ...]]:
+    """When leases on these stores end, earliest first, at most `most` a store."""
+    with reachable():
+        rows = await db.fetch(
+            """SELECT s.id, extract(epoch FROM l.expires_at)::float8 FROM unnest($1::int[]) AS s (id)
+               CROSS JOIN LATERAL (SELECT expires_at FROM leases WHERE store_id = s.id AND direction = $2 ORDER BY expires_at LIMIT $3) l""",
+            list(store_ids), direction.value, most,
+        )  # fmt: skip
+    found: dict[int, list[float]] = {}
+    for store_id, at in rows:
+        found.setdefault(store_id, []).append(at)
+    return {store_id: tuple(sorted(instants)) for store_id, instants in found.items()}
+
+
+class SlotsRow(NamedTuple):
+    """How full a store is in one direction; `taken` is in bytes and the same for both."""
+
+    store_id: int
+    direction: str
+    leased: int
+    taken: int
+
+
+async def slots_taken(db: Any) -> list[SlotsRow]:
+    """Leases and space taken, of every store and direction."""
+    with reachable():
+        rows = await db.fetch(
+            "SELECT s.store_id, s.direction, s.leased, coalesce(p.taken, 0) FROM slots s LEFT JOIN spaces p ON p.store_id = s.store_id"
+        )
+    return [SlotsRow(*row) for row in rows]

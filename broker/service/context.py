@@ -1,0 +1,66 @@
+"""What every verb of the service works with. Built once by `broker.app` and handed down; nothing here is global."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from broker import admit, paths, rank, verify
+from broker.catalog import leases
+from broker.catalog import paths as path_records
+from broker.catalog.coalesce import Coalescer
+from broker.metrics import Metrics
+
+if TYPE_CHECKING:
+    from broker.service.keys import Keyring
+    from broker.service.memory import Memory
+
+Grants = Coalescer[leases.GrantRequest, tuple[leases.Grant, dict[tuple[int, str], int]]]
+"""Grants leases and writes tickets, those of many requests in one statement."""
+
+Reports = Coalescer[path_records.ReportRow, bool]
+"""Records reports; tells of each whether it was the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What an operator may tune; the defaults are meant to stay. Sizes in bytes, durations in seconds."""
+
+    rank: rank.Policy = rank.Policy()
+    paths: paths.Policy = paths.Policy()
+    admit: admit.Policy = admit.Policy()
+    verify: verify.VerifyPolicy = field(default_factory=verify.VerifyPolicy)
+    url_ttl_seconds: float = 3600.0
+    """No URL for reading, or for a single PUT, lives longer; a ticket can be refreshed."""
+    share_bucket_seconds: float = 0.0
+    """0: every answer is signed afresh. Else transfer tokens for reading are shared by all who ask for the same replica in
+    the same stretch of this length; they name no principal."""
+    upload_ttl_seconds: float = 86400.0
+    """An upload without any activity for so long is abandoned."""
+    part_url_ttl_seconds: float = 900.0
+    """No URL for a part lives longer; more are signed on request."""
+    first_parts: int = 32
+    """Part URLs in the answer to an upload ticket."""
+    single_put_limit: int = 64 << 20
+    """Larger uploads, and those of unknown size, go in parts where the store can."""
+    min_part_size: int = 16 << 20
+    """Parts begin at this size and grow with the object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The broker's parts. `clock` gives POSIX seconds; `rng` draws the order of sources, nothing secret."""
+
+    db: asyncpg.Pool[asyncpg.Record]
+    grants: Grants
+    reports: Reports
+    memory: Memory
+    keys: Keyring
+    policy: Policy
+    metrics: Metrics
+    clock: Callable[[], float]
+    rng: Random

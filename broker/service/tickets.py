@@ -1,0 +1,258 @@
+"""What can be done with a ticket once it is given: look at it, refresh it, use a standby place, give it back.
+
+A ticket belongs to the principal that asked for it; to everyone else it does not exist. Any broker can serve any ticket.
+Uploads go their own way (`broker.service.upload`) where a destination differs from a source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from broker import accept, admit, errors, rank
+from broker.catalog import leases
+from broker.catalog import tickets as records
+from broker.catalog.tickets import TicketRecord
+from broker.model import Blob, Client, Operation
+from broker.permit import may_see_store
+from broker.service import places, upload
+from broker.service.context import Context
+from broker.service.memory import HotBlob
+from broker.service.places import Recorded
+
+# -- what a request says
+
+
+def site_of(context: Context, client: Client, request: Mapping[str, Any]) -> str | None:
+    """Where the client is: proven by its token or network, else as it says itself. Raises `Invalid`."""
+    hint = request.get("site")
+    if hint is not None and not context.memory.has_site(hint):
+        raise errors.Invalid("No such site.", field="site", expected="a site of GET /v1/sites, or one below it")
+    return client.site or hint
+
+
+def store_names(context: Context, client: Client, request: Mapping[str, Any], field: str) -> frozenset[str]:
+    """The stores named in a field. Raises `Invalid` for one that does not exist, or that this principal may not know: the same."""
+    names = request.get(field)
+    if not names:
+        return _NOBODY
+    for index, name in enumerate(names):
+        store = context.memory.store(name)
+        if store is None or not may_see_store(client.principal, store):
+            raise errors.Invalid("No such store.", field=f"{field}[{index}]", expected="a store of GET /v1/stores")
+    return frozenset(names)
+
+
+def avoided(context: Context, client: Client, request: Mapping[str, Any], candidates: Iterable[str]) -> frozenset[str]:
+    """Stores to leave out: those of `avoid`, and all but those of `only`. Raises `Invalid`."""
+    avoid = store_names(context, client, request, "avoid")
+    only = store_names(context, client, request, "only")
+    return avoid | (frozenset(candidates) - only) if only else avoid
+
+
+_NOBODY: frozenset[str] = frozenset()
+
+
+# -- how it is shown
+
+
+def excluded(ranking: rank.Ranking) -> list[dict[str, str]]:
+    """The exclusions that this principal may know of, each with its reason (invariant 10)."""
+    return [{"store": candidate.store, "reason": reason} for candidate, reason in ranking.excluded]
+
+
+def summary(blob: Blob) -> dict[str, Any]:
+    """A blob as tickets show it."""
+    return {"id": str(blob.id), "size": blob.size, "digests": blob.digests, "state": blob.state}
+
+
+def render_download(
+    id: UUID, state: str, blob: Blob, image: UUID | None, format: str | None, expires_at: float, sources: Sequence[Any], out: Sequence[Any]
+) -> dict[str, Any]:
+    """A download ticket as JSON."""
+    shown = {
+        "id": str(id),
+        "operation": "download",
+        "state": state,
+        "blob": summary(blob),
+        "expires_at": places.instant(expires_at),
+        "sources": sources,
+        "excluded": out,
+    }
+    if image is not None:
+        shown["image"] = str(image)
+    if format is not None:
+        shown["format"] = format
+    return shown
+
+
+# -- verbs
+
+
+async def find(context: Context, client: Client, id: UUID) -> TicketRecord:
+    """The client's own ticket. Raises `NotFound`."""
+    record = await records.get(context.db, id)
+    principal = client.principal
+    if record is None or (record.project, record.subject) != (principal.project, principal.subject):
+        raise errors.NotFound("No such ticket.")
+    return record
+
+
+async def get_ticket(context: Context, client: Client, id: UUID) -> dict[str, Any]:
+    """The ticket as it stands: state and leases, and for an upload the parts that have arrived. Raises `NotFound`."""
+    record = await find(context, client, id)
+    if record.operation is Operation.UPLOAD:
+        return await upload.upload_state(context, client, record.id)
+    blob = await context.memory.blob(record.blob_id)
+    if blob is None:
+        raise errors.NotFound("No such ticket.")
+    held = {lease.store_id: lease for lease in await leases.held(context.db, id)}
+    shown_places = []
+    for place in places.recorded(record.places):
+        store = context.memory.store_by_id(place.store_id)
+        if store is None:
+            continue
+        active = place.store_id in held or (place.active and store.read_slots is None)
+        shown: dict[str, Any] = {"store": store.name, "state": "active" if active else "standby"}
+        if place.store_id in held:
+            shown["lease_expires_at"] = places.instant(held[place.store_id].expires_at)
+        shown_places.append(shown)
+    answer = {
+        "id": str(id),
+        "operation": "download",
+        "state": "expired" if record.state == "open" and record.expired else record.state,
+        "blob": summary(blob.blob),
+        "expires_at": places.instant(record.expires_at),
+        "places": shown_places,
+    }
+    if record.image_id is not None:
+        answer["image"] = str(record.image_id)
+    return answer
+
+
+async def release_ticket(context: Context, client: Client, id: UUID) -> None:
+    """Give the leases back; an upload is abandoned. Doing it twice is no error. Raises `NotFound`."""
+    record = await find(context, client, id)
+    if record.operation is Operation.UPLOAD:
+        await upload.release_upload(context, client, id)
+        return
+    await records.release(context.db, id)
+    await leases.release(context.db, [(id, None)])
+
+
+async def show_again(context: Context, client: Client, id: UUID) -> dict[str, Any] | None:
+    """The ticket of a retried request, signed anew with the leases it has; ``None`` when it was never written."""
+    record = await records.get(context.db, id)
+    if record is None:
+        return None
+    if record.operation is Operation.UPLOAD:
+        return await upload.refresh_upload(context, client, id)
+    return await _render(context, client, record)
+
+
+async def refresh_ticket(context: Context, client: Client, id: UUID) -> dict[str, Any]:
+    """New URLs for the same places, leases renewed, the ticket's end moved. Raises `NotFound`, `Gone`, `Busy`, `NoSource`."""
+    record = _open(await find(context, client, id))
+    if record.operation is Operation.UPLOAD:
+        return await upload.refresh_upload(context, client, id)
+    policy = context.policy.admit
+    wants = []
+    for place in places.recorded(record.places):
+        store = context.memory.store_by_id(place.store_id)
+        if store is None or store.read_slots is None or not place.active:
+            continue
+        seconds = admit.lease_seconds(place.seconds, policy)
+        if await leases.renew(context.db, id, store.id, seconds, policy.max_total_seconds) is None:
+            wants.append(leases.Want(store.id, "read", seconds))
+    if wants:
+        await _grant_or_sweep(context, id, wants)
+    slowest = [admit.Offer("", None, place.seconds) for place in places.recorded(record.places)]
+    await records.extend(context.db, id, admit.ticket_seconds(slowest, policy))
+    shown = await _render(context, client, await find(context, client, id))
+    if not any(source["state"] == "active" for source in shown["sources"]):
+        raise errors.Busy("The leases have ended and every store is at its limit.", retry_after=policy.retry_seconds)
+    return shown
+
+
+async def activate_place(context: Context, client: Client, id: UUID, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Lease a standby place. Raises `NotFound`, `Gone`, `Invalid` (no such place), `Busy`."""
+    record = _open(await find(context, client, id))
+    if record.operation is Operation.UPLOAD:
+        return await upload.activate_destination(context, client, id, request)
+    found = places.recorded(record.places)
+    store = context.memory.store(request["store"])
+    index = next((i for i, place in enumerate(found) if store is not None and place.store_id == store.id), None)
+    if store is None or index is None:
+        raise errors.Invalid("The ticket names no such store.", field="store", expected="a store of the ticket's sources")
+    if store.read_slots is not None:
+        wants = [leases.Want(store.id, "read", admit.lease_seconds(found[index].seconds, context.policy.admit))]
+        if not await _grant_or_sweep(context, id, wants) and store.id not in {lease.store_id for lease in await leases.held(context.db, id)}:
+            ends = (await leases.ends(context.db, [store.id], leases.Direction.READ, 1)).get(store.id, ())
+            wait = max(1.0, ends[0] - context.clock()) if ends else context.policy.admit.retry_seconds
+            raise errors.Busy("The store is at its limit.", retry_after=min(wait, context.policy.admit.max_retry_seconds))
+    if not found[index].active:
+        await records.set_places(context.db, id, [*found[:index], found[index]._replace(active=True), *found[index + 1 :]])
+    return await _render(context, client, await find(context, client, id))
+
+
+async def _grant_or_sweep(context: Context, id: UUID, wants: Sequence[leases.Want]) -> bool:
+    """Ask for leases on an existing ticket, once more after expired ones were swept. Whether any was granted."""
+    for _ in range(2):
+        ((grant, held),) = await context.grants([leases.GrantRequest(id, None, wants, False)])
+        context.memory.note_leases(held)
+        if grant.leases:
+            return True
+        await leases.sweep(context.db)
+    return False
+
+
+def _open(record: TicketRecord) -> TicketRecord:
+    if record.state != "open" or (record.expired and record.operation is Operation.DOWNLOAD):
+        raise errors.Gone("The ticket has ended; ask for a new one.")
+    return record
+
+
+async def _render(context: Context, client: Client, record: TicketRecord) -> dict[str, Any]:
+    """A download ticket with fresh URLs for those of its places that may still be offered. Raises `NoSource`."""
+    hot = await context.memory.hot_blob(record.blob_id)
+    if hot is None:
+        raise errors.NotFound("No such ticket.")
+    now = context.clock()
+    held = {lease.store_id for lease in await leases.held(context.db, record.id)}
+    out: list[dict[str, str]] = []
+    active: list[places.Place] = []
+    standby: list[places.Place] = []
+    for recorded in places.recorded(record.places):
+        candidate, reason = _still_offered(context, client, hot, recorded, now)
+        if candidate is None:
+            continue
+        if reason is not None:
+            out.append({"store": candidate.store, "reason": reason})
+            continue
+        is_active = recorded.store_id in held or (recorded.active and candidate.slots is None)
+        (active if is_active else standby).append(recorded.place(candidate, "active" if is_active else "standby"))
+    sources = []
+    for place in (*active, *standby):
+        handle = places.sign_read(context, place, record.expires_at, now)
+        if handle is None:
+            out.append({"store": place.store, "reason": accept.Reason.UNSIGNABLE})
+        else:
+            sources.append(places.render(place, len(sources) + 1, handle))
+    if not sources:
+        raise errors.NoSource("None of the ticket's places can be offered any more.", extra={"excluded": out})
+    return render_download(record.id, record.state, hot.view.blob, record.image_id, None, record.expires_at, sources, out)
+
+
+def _still_offered(
+    context: Context, client: Client, hot: HotBlob, recorded: Recorded, now: float
+) -> tuple[accept.Candidate | None, accept.Reason | None]:
+    """The candidate behind a recorded place, and what is against it now; no candidate when it must not be shown."""
+    candidate = next((c for c in hot.candidates if str(c.replica) == recorded.replica), None)
+    if candidate is None:
+        return None, None
+    request = accept.Request(Operation.DOWNLOAD, project=client.principal.project, sees_private=client.principal.sees_private_stores)
+    reason = accept.accept(request, candidate, accept.Load(), now)
+    if reason is accept.Reason.PRIVATE:
+        return None, None
+    return candidate, None if reason is accept.Reason.FULL else reason
