@@ -135,7 +135,7 @@ def alone_rate(rate: float, concurrency: int, bandwidth: int | None) -> float:
     if concurrency <= 1 or not bandwidth:
         return rate
     used_share = min(1.0, rate * concurrency / bandwidth)
-    return max(rate, min(float(bandwidth), rate * concurrency**used_share))
+    return max(rate, min(float(bandwidth), rate * math.pow(concurrency, used_share)))
 
 
 def contribution(report: Report, policy: Policy) -> Contribution:

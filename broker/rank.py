@@ -133,7 +133,7 @@ def rank(
         return ranking
     size = policy.unknown_size if request.size is None else request.size
     estimates = [estimate(request.site, candidate, size, averages, load, policy, now) for candidate, load in accepted]
-    shares = weigh(estimates, [_lift(request, candidate, load, policy) for candidate, load in accepted], policy)
+    shares = weigh(estimates, _lifts(request, accepted, policy), policy)
     for index in draw(shares, rng):
         ranking.sources.append(Source(accepted[index][0], estimates[index], shares[index]))
     return ranking
@@ -174,18 +174,22 @@ def estimate(site: str | None, candidate: Candidate, size: int, averages: Averag
     return Estimate(seconds, rate, setup, success, score, basis, evidence)
 
 
-def weigh(estimates: Sequence[Estimate], lifts: Sequence[float], policy: Policy) -> list[float]:
-    """Each one's share of first draws; together 1.
+def weigh(estimates: Sequence[Estimate], lifts: Sequence[float] | None, policy: Policy) -> list[float]:
+    """Each one's share of first draws; together 1. `lifts` multiply the shares of some beside what was estimated.
 
     Most of it goes by estimate; the share of exploration is split evenly and each part shrinks with what is known.
     """
-    best = max(min(e.score for e in estimates), 1e-9)
-    by_score = [(best / max(e.score, best)) ** policy.sharpness for e in estimates]
+    scores = [e.score for e in estimates]
+    best = max(min(scores), 1e-9)
+    sharpness = policy.sharpness
+    by_score = [(best / score) ** sharpness if score > best else 1.0 for score in scores]
     scale = (1.0 - policy.exploration) / sum(by_score)
-    even = policy.exploration / len(estimates)
-    weights = [(scale * w + even / (1.0 + e.evidence)) * lift for w, e, lift in zip(by_score, estimates, lifts, strict=True)]
+    even = policy.exploration / len(scores)
+    weights = [scale * w + even / (1.0 + e.evidence) for w, e in zip(by_score, estimates, strict=True)]
+    if lifts is not None:
+        weights = [weight * lift for weight, lift in zip(weights, lifts, strict=True)]
     total = sum(weights)
-    return [w / total for w in weights]
+    return [weight / total for weight in weights]
 
 
 def draw(shares: Sequence[float], rng: Random) -> list[int]:
@@ -200,6 +204,13 @@ def _success(good: float, weight: float, policy: Policy) -> float:
     """Chance of success, from evidence that first has to outweigh the prior."""
     prior = policy.prior_success_weight
     return max(policy.success_floor, min(1.0, (good + prior * policy.prior_success) / (weight + prior)))
+
+
+def _lifts(request: Request, accepted: Sequence[tuple[Candidate, Load]], policy: Policy) -> list[float] | None:
+    """What makes candidates likelier or less likely beside their estimates; ``None`` when nothing does."""
+    if request.operation is Operation.DOWNLOAD and not request.prefer:
+        return None
+    return [_lift(request, candidate, load, policy) for candidate, load in accepted]
 
 
 def _lift(request: Request, candidate: Candidate, load: Load, policy: Policy) -> float:
