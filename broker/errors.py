@@ -182,4 +182,5 @@ class Unavailable(BrokerError):
 
 def problem_types() -> dict[str, type[BrokerError]]:
     """Every problem type by name."""
-    return {cls.type: cls for cls in (BrokerError, *BrokerError.__subclasses__())}
+    found: list[type[BrokerError]] = [BrokerError, *BrokerError.__subclasses__()]
+    return {cls.type: cls for cls in found}

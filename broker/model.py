@@ -268,16 +268,6 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """A registered place in the network. Clients whose address lies in one of `networks` (CIDR) are there."""
-
-    path: str
-    description: str = ""
-    networks: tuple[str, ...] = ()
-    version: int = 1
-
-
-@dataclass(frozen=True, slots=True)
 class Replica:
     """A blob at a location, (store, key). `deletable` says that whoever registered it delegated the right to delete it (M10)."""
 

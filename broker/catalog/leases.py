@@ -70,14 +70,15 @@ class LeaseRow:
     expires_at: float
 
 
-# $1–$12: a column each of the tickets; $13–$16: a column each of the leases wanted.
+# $1-$13: a column each of the tickets; $14-$17: a column each of the leases wanted.
 _GRANT = """
 WITH ticket AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[], $9::uuid[],
                          $10::bigint[], $11::text[], $12::float8[], $13::bool[])
         AS t (id, operation, project, subject, instance, address, site, image_id, blob_id, size, places, ttl, needs_lease)
 ), want AS MATERIALIZED (
-    SELECT * FROM unnest($14::uuid[], $15::int[], $16::text[], $17::float8[]) WITH ORDINALITY AS w (ticket_id, store_id, direction, ttl, seq)
+    SELECT * FROM unnest($14::uuid[], $15::int[], $16::text[], $17::float8[]) WITH ORDINALITY
+        AS w (ticket_id, store_id, direction, ttl, seq)
 ), locked AS MATERIALIZED (
     SELECT store_id, direction, slots, leased FROM slots
     WHERE (store_id, direction) IN (SELECT store_id, direction FROM want)
@@ -156,7 +157,8 @@ _RELEASE = """
 WITH locked AS MATERIALIZED (
     SELECT store_id, direction FROM slots WHERE (store_id, direction) IN (
         SELECT l.store_id, l.direction FROM leases l
-        JOIN unnest($1::uuid[], $2::int[]) AS w (ticket_id, store_id) ON l.ticket_id = w.ticket_id AND (w.store_id IS NULL OR l.store_id = w.store_id))
+        JOIN unnest($1::uuid[], $2::int[]) AS w (ticket_id, store_id)
+            ON l.ticket_id = w.ticket_id AND (w.store_id IS NULL OR l.store_id = w.store_id))
     ORDER BY store_id, direction FOR UPDATE
 ), gone AS (
     DELETE FROM leases l USING unnest($1::uuid[], $2::int[]) AS w (ticket_id, store_id)
@@ -230,7 +232,8 @@ async def ends(db: Any, store_ids: Sequence[int], direction: Direction, most: in
     with reachable():
         rows = await db.fetch(
             """SELECT s.id, extract(epoch FROM l.expires_at)::float8 FROM unnest($1::int[]) AS s (id)
-               CROSS JOIN LATERAL (SELECT expires_at FROM leases WHERE store_id = s.id AND direction = $2 ORDER BY expires_at LIMIT $3) l""",
+               CROSS JOIN LATERAL (SELECT expires_at FROM leases WHERE store_id = s.id AND direction = $2
+                                   ORDER BY expires_at LIMIT $3) l""",
             list(store_ids), direction.value, most,
         )  # fmt: skip
     found: dict[int, list[float]] = {}

@@ -37,21 +37,18 @@ SELECT DISTINCT ON (ticket_id, store_id) * FROM unnest($1::uuid[], $2::int[], $3
 ON CONFLICT DO NOTHING RETURNING ticket_id, store_id
 """
 
-_ADD = """
-INSERT INTO paths AS p (site, store_id, direction, weight, good, bytes, busy_seconds, setup_weight, setup, updated_at)
-SELECT site, store_id, direction, weight, good, bytes, busy_seconds, setup_weight, setup, now()
-FROM unnest($1::text[], $2::int[], $3::text[], $4::float8[], $5::float8[], $6::float8[], $7::float8[], $8::float8[], $9::float8[])
-    AS a (site, store_id, direction, weight, good, bytes, busy_seconds, setup_weight, setup)
+_SUMS = ("weight", "good", "bytes", "busy_seconds", "setup_weight", "setup")
+_KEPT = "power(2.0, -greatest(0, extract(epoch FROM excluded.updated_at - p.updated_at)::float8) / $10)"
+
+_ADD = f"""
+INSERT INTO paths AS p (site, store_id, direction, {", ".join(_SUMS)}, updated_at)
+SELECT *, now() FROM unnest($1::text[], $2::int[], $3::text[], {", ".join(f"${n}::float8[]" for n in range(4, 10))})
+    AS a (site, store_id, direction, {", ".join(_SUMS)})
 ORDER BY site, store_id, direction
 ON CONFLICT (site, store_id, direction) DO UPDATE SET
-    weight       = p.weight       * power(2.0, -greatest(0, extract(epoch FROM excluded.updated_at - p.updated_at)::float8) / $10) + excluded.weight,
-    good         = p.good         * power(2.0, -greatest(0, extract(epoch FROM excluded.updated_at - p.updated_at)::float8) / $10) + excluded.good,
-    bytes        = p.bytes        * power(2.0, -greatest(0, extract(epoch FROM excluded.updated_at - p.updated_at)::float8) / $10) + excluded.bytes,
-    busy_seconds = p.busy_seconds * power(2.0, -greatest(0, extract(epoch FROM excluded.updated_at - p.updated_at)::float8) / $10) + excluded.busy_seconds,
-    setup_weight = p.setup_weight * power(2.0, -greatest(0, extract(epoch FROM excluded.updated_at - p.updated_at)::float8) / $10) + excluded.setup_weight,
-    setup        = p.setup        * power(2.0, -greatest(0, extract(epoch FROM excluded.updated_at - p.updated_at)::float8) / $10) + excluded.setup,
-    updated_at   = greatest(p.updated_at, excluded.updated_at)
-"""
+    {", ".join(f"{name} = p.{name} * {_KEPT} + excluded.{name}" for name in _SUMS)},
+    updated_at = greatest(p.updated_at, excluded.updated_at)
+"""  # noqa: S608 - only the names above
 
 
 async def report(connection: Any, rows: Sequence[ReportRow], half_life_seconds: float) -> list[bool]:
@@ -80,7 +77,8 @@ async def since(db: Any, instant: float) -> dict[PathKey, PathAverage]:
     """The averages that changed at or after `instant` (the database's clock, as in `PathAverage.updated_at`); all with 0."""
     with reachable():
         rows = await db.fetch(
-            """SELECT site, store_id, direction, weight, good, bytes, busy_seconds, setup_weight, setup, extract(epoch FROM updated_at)::float8
+            """SELECT site, store_id, direction, weight, good, bytes, busy_seconds, setup_weight, setup,
+                      extract(epoch FROM updated_at)::float8
                FROM paths WHERE updated_at >= to_timestamp($1)""",
             instant,
         )

@@ -30,9 +30,9 @@ Reports = Coalescer[path_records.ReportRow, bool]
 class Policy:
     """What an operator may tune; the defaults are meant to stay. Sizes in bytes, durations in seconds."""
 
-    rank: rank.Policy = rank.Policy()
-    paths: paths.Policy = paths.Policy()
-    admit: admit.Policy = admit.Policy()
+    rank: rank.Policy = field(default_factory=rank.Policy)
+    paths: paths.Policy = field(default_factory=paths.Policy)
+    admit: admit.Policy = field(default_factory=admit.Policy)
     verify: verify.VerifyPolicy = field(default_factory=verify.VerifyPolicy)
     url_ttl_seconds: float = 3600.0
     """No URL for reading, or for a single PUT, lives longer; a ticket can be refreshed."""

@@ -26,7 +26,7 @@ from broker.catalog import changes, leases, paths, sites, stores, views
 from broker.catalog.coalesce import Coalescer
 from broker.catalog.views import BlobView
 from broker.metrics import Metrics
-from broker.model import Direction, Handle, Image, Site, Store
+from broker.model import Direction, Handle, Image, Store
 from broker.paths import Load, PathAverage
 from broker.rank import Averages
 from broker.sites import ancestors
@@ -90,8 +90,8 @@ class Memory:
         self._by_id: dict[int, Store] = {}
         self._drivers: dict[str, Driver] = {}
         self._shared: OrderedDict[tuple[str, str, float], Handle] = OrderedDict()
-        self._sites: dict[str, Site] = {}
-        self._networks: list[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, str]] = []
+        self._sites: dict[str, sites.Site] = {}
+        self._networks: list[tuple[sites.Network, str]] = []
         self._hot: OrderedDict[UUID, HotBlob | HotImage] = OrderedDict()
         self._held = 0
         self._loading: dict[UUID, bool] = {}  # subject under look-up → changed meanwhile
@@ -200,15 +200,15 @@ class Memory:
 
     async def reload_stores(self) -> None:
         """Read every store and site anew; the drivers of stores that changed are opened again when next used."""
-        found = {store.name: store for store in await stores.everything(self._pool)}
-        self._sites = {site.path: site for site in await sites.everything(self._pool)}
+        found = {store.name: store for store in await stores.load(self._pool)}
+        self._sites = {site.path: site for site in await sites.load(self._pool)}
         before, self._stores = self._stores, found
         self._by_id = {store.id: store for store in found.values()}
         for name in list(self._drivers):
             if name not in found or found[name] != before.get(name):
                 del self._drivers[name]
                 self._shared.clear()
-        networks = [(ipaddress.ip_network(network), site.path) for site in self._sites.values() for network in site.networks]
+        networks = [(network, site.path) for site in self._sites.values() for network in site.networks]
         self._networks = sorted(networks, key=lambda entry: -entry[0].prefixlen)
         self._forget_candidates()
         await self._read_loads(self._pool)
@@ -405,4 +405,3 @@ class Memory:
 
 
 _NO_FAILURES: Mapping[str, float] = {}
-

@@ -204,9 +204,9 @@ async def _admit(context: Context, client: Client, plans: Iterable[Plan], now: f
         asked = [plan for plan in pending if _wants(context, plan)]
         if asked:
             grants = await context.grants([_grant_request(context, client, plan) for plan in asked])
-            for plan, (grant, held) in zip(asked, grants, strict=True):
+            for plan, (grant, _) in zip(asked, grants, strict=True):
                 _take(context, plan, grant)
-            context.memory.note_leases(held)
+            context.memory.note_leases(grants[0][1])
         pending = [plan for plan in asked if plan.wants]
         if not pending and not swept:
             # Expired leases still count until they are swept: do that before anyone is sent away.
@@ -251,7 +251,7 @@ def _grant_request(context: Context, client: Client, plan: Plan) -> leases.Grant
         return leases.GrantRequest(plan.id, None, wanted, False)
     principal = client.principal
     ticket = leases.TicketRow(
-        "download", principal.project, principal.subject, client.instance, client.address, client.site, plan.image_id,
+        Operation.DOWNLOAD, principal.project, principal.subject, client.instance, client.address, client.site, plan.image_id,
         plan.hot.view.blob.id, plan.hot.view.blob.size, orjson.dumps(_record(context, plan)).decode(),
         admit.ticket_seconds(plan.offers, context.policy.admit),
     )  # fmt: skip
@@ -265,7 +265,11 @@ def _record(context: Context, plan: Plan) -> list[Any]:
         if index < plan.count or candidate.store in plan.wants:
             store = context.memory.store(candidate.store)
             if store is not None:
-                recorded.append(places.Recorded.of(store.id, candidate, estimate, weight, candidate.store in plan.wants, _concurrency(context, candidate.store)))
+                recorded.append(
+                    places.Recorded.of(
+                        store.id, candidate, estimate, weight, candidate.store in plan.wants, _concurrency(context, candidate.store)
+                    )
+                )
     return recorded
 
 
@@ -295,8 +299,10 @@ def _answer(context: Context, client: Client, plan: Plan, now: float) -> dict[st
     if isinstance(admitted, admit.Full) or plan.expires_at is None:
         context.metrics.ticket("download", "busy")
         wait = admitted.retry_after if isinstance(admitted, admit.Full) else context.policy.admit.retry_seconds
-        return errors.Busy("Every store that has the blob is at its limit.", retry_after=wait, extra={"excluded": tickets.excluded(plan.ranking)})
-    sources = []
+        return errors.Busy(
+            "Every store that has the blob is at its limit.", retry_after=wait, extra={"excluded": tickets.excluded(plan.ranking)}
+        )
+    sources: list[dict[str, Any]] = []
     for state, indexes in (("active", admitted.active), ("standby", admitted.standby)):
         for index in indexes:
             candidate, estimate, weight = plan.ranking.sources[index]

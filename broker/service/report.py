@@ -42,19 +42,26 @@ async def report_transfer(context: Context, client: Client, id: UUID, request: M
     if outcome in (Outcome.FAILED, Outcome.CORRUPT):
         context.memory.note_failure(client.name, store.name, context.clock() + context.policy.rank.failure_seconds)
     await leases.release(context.db, [(id, store.id)])
-    context.metrics.report(record.operation, outcome, place.seconds, row.seconds)
+    _count(context, store, row, place)
     if outcome is Outcome.CORRUPT and place.replica is not None:
         await replicas.look_again(context, UUID(place.replica))
 
 
-def _row(
-    context: Context, record: TicketRecord, store: Store, place: Recorded, outcome: Outcome, request: Mapping[str, Any]
-) -> ReportRow:
+def _row(context: Context, record: TicketRecord, store: Store, place: Recorded, outcome: Outcome, request: Mapping[str, Any]) -> ReportRow:
     direction = Direction.READ if record.operation is Operation.DOWNLOAD else Direction.WRITE
     bandwidth = store.read_bandwidth if direction is Direction.READ else store.write_bandwidth
     bytes_, seconds = request.get("bytes", 0), float(request.get("seconds", 0))
-    added = contribution(
-        Report(outcome, bytes_, seconds, place.concurrency, bandwidth, request.get("setup_seconds")), context.policy.paths
-    )
+    added = contribution(Report(outcome, bytes_, seconds, place.concurrency, bandwidth, request.get("setup_seconds")), context.policy.paths)
     keys = {PathKey(site, store.id, direction.value): added for site in ancestors(record.site)}
     return ReportRow(record.id, store.id, outcome.value, bytes_, seconds, request.get("detail"), keys)
+
+
+def _count(context: Context, store: Store, row: ReportRow, place: Recorded) -> None:
+    """Reports by outcome, and how good the estimate was."""
+    metrics, direction = context.metrics, next(iter(row.contributions)).direction
+    metrics.reports.inc(store.name, row.outcome)
+    if row.outcome == Outcome.OK and row.seconds > 0:
+        metrics.reported_bytes.inc(store.name, direction, by=row.bytes)
+        metrics.reported_seconds.observe(row.seconds, direction)
+        metrics.estimated_seconds.observe(place.seconds, direction)
+        metrics.estimate_ratio.observe(row.seconds / max(place.seconds, 1e-6), direction)

@@ -14,7 +14,8 @@ from broker import accept, admit, errors, rank
 from broker.catalog import leases
 from broker.catalog import tickets as records
 from broker.catalog.tickets import TicketRecord
-from broker.model import Blob, Client, Operation
+from broker.model import Blob, Client, Direction, Operation
+from broker.paths import IDLE
 from broker.permit import may_see_store
 from broker.service import places, upload
 from broker.service.context import Context
@@ -187,8 +188,9 @@ async def activate_place(context: Context, client: Client, id: UUID, request: Ma
         raise errors.Invalid("The ticket names no such store.", field="store", expected="a store of the ticket's sources")
     if store.read_slots is not None:
         wants = [leases.Want(store.id, "read", admit.lease_seconds(found[index].seconds, context.policy.admit))]
-        if not await _grant_or_sweep(context, id, wants) and store.id not in {lease.store_id for lease in await leases.held(context.db, id)}:
-            ends = (await leases.ends(context.db, [store.id], leases.Direction.READ, 1)).get(store.id, ())
+        held = {lease.store_id for lease in await leases.held(context.db, id)}
+        if store.id not in held and not await _grant_or_sweep(context, id, wants):
+            ends = (await leases.ends(context.db, [store.id], Direction.READ, 1)).get(store.id, ())
             wait = max(1.0, ends[0] - context.clock()) if ends else context.policy.admit.retry_seconds
             raise errors.Busy("The store is at its limit.", retry_after=min(wait, context.policy.admit.max_retry_seconds))
     if not found[index].active:
@@ -232,7 +234,7 @@ async def _render(context: Context, client: Client, record: TicketRecord) -> dic
             continue
         is_active = recorded.store_id in held or (recorded.active and candidate.slots is None)
         (active if is_active else standby).append(recorded.place(candidate, "active" if is_active else "standby"))
-    sources = []
+    sources: list[dict[str, Any]] = []
     for place in (*active, *standby):
         handle = places.sign_read(context, place, record.expires_at, now)
         if handle is None:
@@ -252,7 +254,7 @@ def _still_offered(
     if candidate is None:
         return None, None
     request = accept.Request(Operation.DOWNLOAD, project=client.principal.project, sees_private=client.principal.sees_private_stores)
-    reason = accept.accept(request, candidate, accept.Load(), now)
+    reason = accept.accept(request, candidate, IDLE, now)
     if reason is accept.Reason.PRIVATE:
         return None, None
     return candidate, None if reason is accept.Reason.FULL else reason
