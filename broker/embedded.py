@@ -46,7 +46,7 @@ _DATABASE = "broker"
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _LOG_BYTES = 16 << 20
-_SOCKET_NAME = "/.s.PGSQL.5432.lock"
+_SOCKET = ".s.PGSQL.5432"
 _SOCKET_LIMIT = 107  # sun_path, unix(7)
 
 _SETTINGS = {
@@ -195,8 +195,10 @@ class Embedded:
         if not self._cluster.exists():
             await self._initialise()
         await _wait_for_remains(self._cluster)
-        # Nothing runs in the cluster and nobody else may start it: a pid file is from a crash, its number perhaps somebody else's by now.
-        (self._cluster / "postmaster.pid").unlink(missing_ok=True)
+        # Nothing runs in the cluster and nobody else may start it: what is left is from a crash, and the process numbers in
+        # these files may be somebody else's by now, which PostgreSQL could not tell.
+        for leftover in (self._cluster / "postmaster.pid", self._sockets / _SOCKET, self._sockets / f"{_SOCKET}.lock"):
+            leftover.unlink(missing_ok=True)
         self._write_access_files()
         settings = _SETTINGS | {
             "unix_socket_directories": str(self._sockets),
@@ -396,23 +398,29 @@ def _reachable_binaries(binaries: Path, place: Path, account: pwd.struct_passwd)
     found = (real / "postgres").stat()
     version = hashlib.sha256(f"{real} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest()[:12]
     copy = place / "programs" / version
+    package = real.parents[1]
     if not copy.exists():
         copy.parent.mkdir(mode=0o755, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=copy.parent))
-        shutil.copytree(real.parent, fresh, dirs_exist_ok=True, ignore=shutil.ignore_patterns("include", "pkgconfig"))
+        # The wheel's programs look for their libraries beside the package, by a relative path.
+        libraries = package.with_name(f"{package.name}.libs")
+        for source in (real.parent, libraries):
+            if source.exists():
+                target = fresh / source.relative_to(package.parent)
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("include", "pkgconfig"))
         for path in (fresh, *fresh.rglob("*")):
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
         with contextlib.suppress(OSError):  # somebody else was quicker with the same copy
             fresh.rename(copy)
         shutil.rmtree(fresh, ignore_errors=True)
-    return copy / real.name
+    return copy / real.relative_to(package.parent)
 
 
 def _socket_directory(place: Path, account: pwd.struct_passwd) -> Path:
     """`socket/` in the data directory; where its path is too long for a socket, a directory in /tmp that only `account` can use."""
     sockets = place / "socket"
-    if len(os.fsencode(str(sockets) + _SOCKET_NAME)) > _SOCKET_LIMIT:
+    if len(os.fsencode(sockets / f"{_SOCKET}.lock")) > _SOCKET_LIMIT:
         sockets = Path("/tmp") / f"transfer-broker-{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}"
     _private_directory(sockets, account)
     return sockets
