@@ -34,16 +34,16 @@ class _NoDoctype(TreeBuilder):
         raise BadDocument("document type declaration")
 
 
-def parse(body: bytes, root: str) -> Element:
-    """The document's root element, which must be called `root`."""
+def parse(body: bytes, *roots: str) -> Element:
+    """The document's root element, which must have one of the names `roots`."""
     parser = XMLParser(target=_NoDoctype())
     try:
         parser.feed(body)
         element: Element = parser.close()
     except ParseError:
         raise BadDocument("no XML") from None
-    if _local(element) != root:
-        raise BadDocument(f"no {root}")
+    if _local(element) not in roots:
+        raise BadDocument(f"no {roots[0]}")
     return element
 
 
@@ -58,7 +58,8 @@ def error_code(body: bytes) -> str:
 
 def upload_id(body: bytes) -> str:
     """The id in an InitiateMultipartUploadResult."""
-    return _text(parse(body, "InitiateMultipartUploadResult"), "UploadId")
+    # The second is what rclone calls it.
+    return _text(parse(body, "InitiateMultipartUploadResult", "InitiateMultipartUpload"), "UploadId")
 
 
 def parts_page(body: bytes) -> PartsPage:

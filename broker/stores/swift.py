@@ -2,7 +2,8 @@
 
 Settings: ``account`` (for instance ``AUTH_x``), ``container``; ``segments_container`` (the container with ``_segments``);
 ``digest`` ``sha256`` or ``sha512`` of the signatures (sha256); ``prefix`` put before every key. Both containers must exist.
-Credential: ``temp_url_key``, ``temp_url_key2`` while keys are changed (whichever the account has signs); ``auth_url``, ``user``, ``key`` for tempauth (v1).
+Credential: ``temp_url_key``, ``temp_url_key2`` while keys are changed (the first signs until the
+broker, logging in, sees that the account only has the other); ``auth_url``, ``user``, ``key`` for tempauth (v1).
 
 Rules:
 
