@@ -1,0 +1,466 @@
+"""Uploads and their destinations: what is written where, how far it got, and what becomes of it.
+
+Rules
+- An upload's row is the lock of everything about it. Functions that say "in a transaction" take a connection that has one,
+  and lock in the order: upload, blob, image, space.
+- Space is reserved while a destination is active and the size is known; it is kept for the replica or given back.
+- A commit belongs to one committer at a time, known by the final key that it chose (`begin_commit`). Another one may take
+  over when the first was silent for `SILENT_SECONDS`; the first one's result then counts no more.
+- Whatever ends an upload schedules everything that it left at stores, now and again after its last write URL has expired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from broker.catalog import deletions
+from broker.catalog.connect import reachable
+from broker.model import Digests, PartSeen, Purpose, UploadState
+
+SILENT_SECONDS = 20.0
+"""A committer that was not heard of for so long is taken for dead."""
+
+STRAY_SECONDS = 120.0
+"""So long after the last write URL has expired (clocks differ, requests take time) a stray object is looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """One place of an upload, as its row says. `part_size` is ``None`` for a single PUT; sizes in bytes, instants as POSIX seconds."""
+
+    upload_id: UUID
+    store_id: int
+    rank: int
+    state: str
+    staging_key: str
+    final_key: str
+    multipart_id: str | None
+    part_size: int | None
+    reserved: int
+    urls_until: float
+    estimate: Mapping[str, Any]
+    seen: tuple[PartSeen, ...] | None
+    sealed_keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A write under way, with its destinations by rank. `silent` says that its committer has not been heard of for a while."""
+
+    id: UUID
+    blob_id: UUID
+    image_id: UUID | None
+    format: str | None
+    purpose: Purpose
+    project: str
+    subject: str
+    size: int | None
+    digests: Digests
+    state: UploadState
+    makes_image: bool
+    replica_id: UUID | None
+    problem: str | None
+    expires_at: float
+    expired: bool
+    silent: bool
+    destinations: tuple[Destination, ...]
+
+    def destination(self, store_id: int) -> Destination | None:
+        """Its place on that store."""
+        return next((place for place in self.destinations if place.store_id == store_id), None)
+
+
+@dataclass(frozen=True, slots=True)
+class NewUpload:
+    """What `create` writes into the upload's row."""
+
+    id: UUID
+    blob_id: UUID
+    image_id: UUID | None
+    format: str | None
+    purpose: Purpose
+    project: str
+    subject: str
+    size: int | None
+    digests: Digests
+    makes_image: bool
+    ttl_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class NewDestination:
+    """A ranked place to write; all begin as standby."""
+
+    store_id: int
+    rank: int
+    staging_key: str
+    final_key: str
+    part_size: int | None
+    estimate: Mapping[str, Any]
+
+
+_UPLOAD = """
+SELECT id, blob_id, image_id, format, purpose, project, subject, size, digests, state, makes_image, replica_id, problem,
+       extract(epoch FROM expires_at)::float8 AS expires_at, expires_at <= clock_timestamp() AS expired,
+       touched_at < clock_timestamp() - make_interval(secs => $2) AS silent
+FROM uploads WHERE id = $1
+"""
+
+_DESTINATIONS = """
+SELECT upload_id, store_id, rank, state, staging_key, final_key, multipart_id, part_size, reserved,
+       extract(epoch FROM urls_until)::float8 AS urls_until, estimate, seen, sealed_keys
+FROM destinations WHERE upload_id = $1 ORDER BY rank
+"""
+
+
+async def get(db: Any, id: UUID, *, lock: bool = False) -> Upload | None:
+    """The upload as it stands; with `lock` in a transaction, until whose end nobody else changes it."""
+    with reachable():
+        row = await db.fetchrow(_UPLOAD + ("FOR UPDATE" if lock else ""), id, SILENT_SECONDS)
+        places = [] if row is None else await db.fetch(_DESTINATIONS, id)
+    return None if row is None else _upload(row, places)
+
+
+# -- beginning
+
+
+async def create(connection: Any, upload: NewUpload, places: Sequence[NewDestination]) -> None:
+    """Write an upload and its destinations, in a transaction that has written blob and image. Raises `asyncpg.UniqueViolationError`."""
+    with reachable():
+        await connection.execute(
+            "INSERT INTO uploads (id, blob_id, image_id, format, purpose, project, subject, size, digests, makes_image, expires_at)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, clock_timestamp() + make_interval(secs => $11))",
+            upload.id, upload.blob_id, upload.image_id, upload.format, upload.purpose.value, upload.project, upload.subject,
+            upload.size, dict(upload.digests), upload.makes_image, upload.ttl_seconds,
+        )  # fmt: skip
+        await connection.executemany(
+            "INSERT INTO destinations (upload_id, store_id, rank, state, staging_key, final_key, part_size, estimate)"
+            " VALUES ($1, $2, $3, 'standby', $4, $5, $6, $7)",
+            [(upload.id, p.store_id, p.rank, p.staging_key, p.final_key, p.part_size, dict(p.estimate)) for p in places],
+        )
+
+
+async def discard(connection: Any, upload: Upload) -> None:
+    """Forget, in a transaction, an upload that never got a place: as if it had not been asked for."""
+    with reachable():
+        await _give_back(connection, upload.destinations)
+        await connection.execute("DELETE FROM uploads WHERE id = $1", upload.id)
+        await _forget_queued(connection, upload)
+
+
+async def activate(connection: Any, upload: Upload, store_id: int) -> bool:
+    """Make a standby place active, in a transaction with the upload locked, and reserve its space. False: there is no room."""
+    with reachable():
+        size = upload.size or 0
+        if size and not await _reserve(connection, store_id, size):
+            return False
+        await connection.execute(
+            "UPDATE destinations SET state = 'active', reserved = $3 WHERE upload_id = $1 AND store_id = $2", upload.id, store_id, size
+        )
+    return True
+
+
+async def rest(connection: Any, upload: Upload, store_id: int) -> None:
+    """Undo `activate`, in a transaction with the upload locked."""
+    with reachable():
+        place = upload.destination(store_id)
+        if place is not None and place.state == "active":
+            await _give_back(connection, [place])
+            await connection.execute(
+                "UPDATE destinations SET state = 'standby' WHERE upload_id = $1 AND store_id = $2", upload.id, store_id
+            )
+
+
+async def begun(db: Any, id: UUID, store_id: int, multipart_id: str) -> str:
+    """Keep the id of a multipart upload; the first one that was kept is the one that counts, and is returned."""
+    with reachable():
+        kept = await db.fetchval(
+            "UPDATE destinations SET multipart_id = coalesce(multipart_id, $3)"
+            " WHERE upload_id = $1 AND store_id = $2 RETURNING multipart_id",
+            id, store_id, multipart_id,
+        )  # fmt: skip
+    return str(kept)
+
+
+async def signed(db: Any, id: UUID, store_id: int, until: float) -> None:
+    """Note until when write URLs live, before they are handed out."""
+    with reachable():
+        await db.execute(
+            "UPDATE destinations SET urls_until = greatest(urls_until, to_timestamp($3)) WHERE upload_id = $1 AND store_id = $2",
+            id, store_id, until,
+        )  # fmt: skip
+
+
+async def touch(db: Any, id: UUID, ttl_seconds: float, most_seconds: float) -> float | None:
+    """Activity: an open upload lives on for `ttl_seconds`, at most `most_seconds` in all. Its end, or ``None`` if it is not open."""
+    with reachable():
+        at = await db.fetchval(
+            "UPDATE uploads SET touched_at = clock_timestamp(), expires_at = greatest(expires_at,"
+            " least(clock_timestamp() + make_interval(secs => $2), created_at + make_interval(secs => $3)))"
+            " WHERE id = $1 AND state = 'open' AND expires_at > clock_timestamp() RETURNING extract(epoch FROM expires_at)::float8",
+            id, ttl_seconds, most_seconds,
+        )  # fmt: skip
+    return None if at is None else float(at)
+
+
+async def bind_size(connection: Any, upload: Upload, size: int) -> bool:
+    """Take over a size that was not known so far, in a transaction with the upload locked. False: an active place has no room for it."""
+    with reachable():
+        for place in sorted(upload.destinations, key=lambda place: place.store_id):
+            if place.state == "active" and not await _reserve(connection, place.store_id, size - place.reserved):
+                return False
+        await connection.execute("UPDATE destinations SET reserved = $2 WHERE upload_id = $1 AND state = 'active'", upload.id, size)
+        await connection.execute("UPDATE uploads SET size = $2 WHERE id = $1", upload.id, size)
+    return True
+
+
+# -- committing
+
+
+async def begin_commit(connection: Any, id: UUID, store_id: int, final_key: str) -> None:
+    """Become the committer, known by `final_key`, in a transaction with the upload locked and found open or silent."""
+    with reachable():
+        await connection.execute("UPDATE uploads SET state = 'committing', touched_at = clock_timestamp() WHERE id = $1", id)
+        await connection.execute("UPDATE destinations SET final_key = $3 WHERE upload_id = $1 AND store_id = $2", id, store_id, final_key)
+
+
+async def still_committing(db: Any, id: UUID) -> None:
+    """The committer lives."""
+    with reachable():
+        await db.execute("UPDATE uploads SET touched_at = clock_timestamp() WHERE id = $1 AND state = 'committing'", id)
+
+
+async def begin_sealing(db: Any, id: UUID, store_id: int, final_key: str, seen: Sequence[PartSeen]) -> bool:
+    """Note, before it happens, that bytes may come to lie at `final_key`, and the parts seen. False: another committer took over."""
+    told = [[part.number, part.size, dict(part.digests), part.etag] for part in seen] or None
+    with reachable():
+        still = await db.fetchval(
+            "UPDATE destinations d SET sealed_keys = array_append(array_remove(sealed_keys, $3), $3), seen = coalesce($4::jsonb, seen)"
+            " FROM uploads u WHERE u.id = d.upload_id AND u.state = 'committing'"
+            " AND d.upload_id = $1 AND d.store_id = $2 AND d.final_key = $3 RETURNING true",
+            id, store_id, final_key, told,
+        )  # fmt: skip
+    return still is not None
+
+
+async def reopen(db: Any, id: UUID, store_id: int, final_key: str) -> None:
+    """The committer gives up without a verdict: the upload is open again."""
+    with reachable():
+        await db.execute(
+            "UPDATE uploads u SET state = 'open', touched_at = clock_timestamp() FROM destinations d"
+            " WHERE u.id = $1 AND u.state = 'committing' AND d.upload_id = u.id AND d.store_id = $2 AND d.final_key = $3",
+            id, store_id, final_key,
+        )  # fmt: skip
+
+
+async def committed(connection: Any, upload: Upload, store_id: int, key: str, replica_id: UUID, size: int, digests: Digests) -> None:
+    """End an upload whose bytes are now the replica `replica_id` at `key`; in a transaction with the upload locked."""
+    with reachable():
+        winner = upload.destination(store_id)
+        more = size - (winner.reserved if winner is not None else 0)
+        await _give_back(connection, [place for place in upload.destinations if place.store_id != store_id])
+        await connection.execute("UPDATE spaces SET taken = greatest(0, taken + $2) WHERE store_id = $1", store_id, more)
+        await connection.execute("UPDATE destinations SET reserved = 0 WHERE upload_id = $1", upload.id)
+        await connection.execute(
+            "UPDATE uploads SET state = 'committed', replica_id = $2, size = $3, digests = $4, touched_at = clock_timestamp()"
+            " WHERE id = $1",
+            upload.id, replica_id, size, dict(digests),
+        )  # fmt: skip
+        await _schedule_leftovers(connection, upload, "left over by an upload", kept=(store_id, key))
+
+
+async def failed(connection: Any, upload: Upload, problem: str) -> None:
+    """End an upload whose bytes were refused, in a transaction with the upload locked. Blob and image stay queued, to be tried again."""
+    with reachable():
+        await _give_back(connection, upload.destinations)
+        await connection.execute(
+            "UPDATE uploads SET state = 'failed', problem = $2, touched_at = clock_timestamp() WHERE id = $1", upload.id, problem[:2000]
+        )
+        await _schedule_leftovers(connection, upload, "refused")
+
+
+# -- ending without bytes
+
+
+async def abandoned(connection: Any, upload: Upload) -> None:
+    """End an upload that nobody will finish, in a transaction with the upload locked, and forget the queued blob and image it made."""
+    with reachable():
+        await _give_back(connection, upload.destinations)
+        await connection.execute("UPDATE uploads SET state = 'abandoned', touched_at = clock_timestamp() WHERE id = $1", upload.id)
+        await _schedule_leftovers(connection, upload, "abandoned")
+        await _unlink_queued(connection, upload)
+
+
+async def expired(connection: Any, limit: int) -> list[Upload]:
+    """Uploads that nobody will finish, locked until the transaction ends; those that another broker has locked are left to it."""
+    with reachable():
+        rows = await connection.fetch(
+            "SELECT id FROM uploads WHERE state IN ('open', 'committing') AND expires_at <= clock_timestamp()"
+            " AND (state = 'open' OR touched_at < clock_timestamp() - make_interval(secs => $2))"
+            " ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED",
+            limit, SILENT_SECONDS,
+        )  # fmt: skip
+    found = [await get(connection, row["id"]) for row in rows]
+    return [upload for upload in found if upload is not None]
+
+
+async def forget_ended(connection: Any, seconds: float, limit: int) -> int:
+    """Forget up to `limit` uploads that ended `seconds` ago, with what is still queued only because of them. Returns how many."""
+    with reachable():
+        rows = await connection.fetch(
+            "SELECT id FROM uploads WHERE state IN ('committed', 'failed', 'abandoned')"
+            " AND touched_at < clock_timestamp() - make_interval(secs => $2) ORDER BY touched_at LIMIT $1 FOR UPDATE SKIP LOCKED",
+            limit, seconds,
+        )  # fmt: skip
+        for row in rows:
+            upload = await get(connection, row["id"])
+            if upload is not None:
+                await _unlink_queued(connection, upload)
+                await connection.execute("DELETE FROM uploads WHERE id = $1", upload.id)
+                await _forget_queued(connection, upload)
+    return len(rows)
+
+
+async def forget_blobs(db: Any, limit: int) -> int:
+    """Forget blobs that are ``deleting`` and of which nothing is left. Returns how many."""
+    with reachable():
+        rows = await db.fetch(
+            "DELETE FROM blobs WHERE id IN (SELECT id FROM blobs b WHERE state = 'deleting'"
+            " AND NOT EXISTS (SELECT FROM replicas WHERE blob_id = b.id) AND NOT EXISTS (SELECT FROM image_blobs WHERE blob_id = b.id)"
+            " AND NOT EXISTS (SELECT FROM uploads WHERE blob_id = b.id) LIMIT $1 FOR UPDATE SKIP LOCKED) RETURNING id",
+            limit,
+        )
+    return len(rows)
+
+
+# -- the parts of the above
+
+
+async def _reserve(connection: Any, store_id: int, size: int) -> bool:
+    """Take `size` bytes of a store's space if they are free."""
+    return (
+        await connection.fetchval(
+            "UPDATE spaces SET taken = taken + $2 WHERE store_id = $1 AND (capacity IS NULL OR taken + $2 <= capacity) RETURNING true",
+            store_id,
+            size,
+        )
+        is not None
+    )
+
+
+async def _give_back(connection: Any, places: Sequence[Destination]) -> None:
+    for place in sorted(places, key=lambda place: place.store_id):
+        if place.reserved:
+            await connection.execute(
+                "UPDATE spaces SET taken = greatest(0, taken - $2) WHERE store_id = $1", place.store_id, place.reserved
+            )
+            await connection.execute(
+                "UPDATE destinations SET reserved = 0 WHERE upload_id = $1 AND store_id = $2", place.upload_id, place.store_id
+            )
+
+
+async def _schedule_leftovers(connection: Any, upload: Upload, reason: str, kept: tuple[int, str] | None = None) -> None:
+    """Have everything removed that the upload wrote or may have written, but for the location `kept`.
+
+    What a write URL reaches is removed now and once more after the URL has expired: it may be used until then.
+    """
+    for place in upload.destinations:
+        untouched = place.state == "standby" and place.multipart_id is None
+        if untouched:
+            continue
+        later = place.urls_until + STRAY_SECONDS
+        finished = kept is not None and kept[0] == place.store_id
+        if place.multipart_id is not None and not finished:
+            for at in (None, later):
+                await deletions.schedule(
+                    connection, place.store_id, place.staging_key, multipart_id=place.multipart_id, reason=reason, due_at=at
+                )
+        objects: set[tuple[str, float | None]] = {(key, at) for key in place.sealed_keys for at in (None, later)}
+        if place.part_size is None:
+            objects |= {(place.staging_key, None), (place.staging_key, later)}
+        elif place.seen is not None:
+            objects |= {(place.staging_key, None), (place.staging_key, later)}  # an object may have been made of the parts
+        for key, at in sorted(objects, key=str):
+            if kept != (place.store_id, key):
+                await deletions.schedule(connection, place.store_id, key, reason=reason, due_at=at)
+
+
+async def _unlink_queued(connection: Any, upload: Upload) -> None:
+    """Take a blob that never came off its image, and the image away that was made for it, unless another upload may still bring it."""
+    await connection.execute(
+        "DELETE FROM image_blobs ib USING blobs b WHERE ib.blob_id = $1 AND b.id = ib.blob_id AND b.state = 'queued'"
+        " AND NOT EXISTS (SELECT FROM uploads u WHERE u.blob_id = b.id AND u.id <> $2 AND u.state IN ('open', 'committing', 'failed'))",
+        upload.blob_id, upload.id,
+    )  # fmt: skip
+    if upload.image_id is not None:
+        await connection.execute(
+            "DELETE FROM images i WHERE id = $1 AND status = 'queued'"
+            " AND EXISTS (SELECT FROM uploads u WHERE u.image_id = i.id AND u.blob_id = $2 AND u.makes_image)"
+            " AND NOT EXISTS (SELECT FROM image_blobs WHERE image_id = i.id)",
+            upload.image_id, upload.blob_id,
+        )  # fmt: skip
+
+
+async def _forget_queued(connection: Any, upload: Upload) -> None:
+    """Forget a queued blob that no upload brings any more, with its links, and the image that was made for it."""
+    await connection.execute(
+        "DELETE FROM image_blobs ib USING blobs b WHERE ib.blob_id = $1 AND b.id = ib.blob_id AND b.state = 'queued'"
+        " AND NOT EXISTS (SELECT FROM uploads WHERE blob_id = b.id)",
+        upload.blob_id,
+    )
+    if upload.image_id is not None and upload.makes_image:
+        await connection.execute(
+            "DELETE FROM images i WHERE id = $1 AND status = 'queued' AND NOT EXISTS (SELECT FROM image_blobs WHERE image_id = i.id)",
+            upload.image_id,
+        )
+    await connection.execute(
+        "DELETE FROM blobs b WHERE id = $1 AND state = 'queued' AND NOT EXISTS (SELECT FROM uploads WHERE blob_id = b.id)"
+        " AND NOT EXISTS (SELECT FROM image_blobs WHERE blob_id = b.id) AND NOT EXISTS (SELECT FROM replicas WHERE blob_id = b.id)",
+        upload.blob_id,
+    )
+
+
+def _upload(row: Any, places: Sequence[asyncpg.Record]) -> Upload:
+    return Upload(
+        id=row["id"],
+        blob_id=row["blob_id"],
+        image_id=row["image_id"],
+        format=row["format"],
+        purpose=Purpose(row["purpose"]),
+        project=row["project"],
+        subject=row["subject"],
+        size=row["size"],
+        digests=row["digests"],
+        state=UploadState(row["state"]),
+        makes_image=row["makes_image"],
+        replica_id=row["replica_id"],
+        problem=row["problem"],
+        expires_at=row["expires_at"],
+        expired=row["expired"],
+        silent=row["silent"],
+        destinations=tuple(_destination(place) for place in places),
+    )
+
+
+def _destination(row: Any) -> Destination:
+    seen = row["seen"]
+    return Destination(
+        upload_id=row["upload_id"],
+        store_id=row["store_id"],
+        rank=row["rank"],
+        state=row["state"],
+        staging_key=row["staging_key"],
+        final_key=row["final_key"],
+        multipart_id=row["multipart_id"],
+        part_size=row["part_size"],
+        reserved=row["reserved"],
+        urls_until=row["urls_until"],
+        estimate=row["estimate"],
+        seen=None if seen is None else tuple(PartSeen(number, size, digests, etag) for number, size, digests, etag in seen),
+        sealed_keys=tuple(row["sealed_keys"]),
+    )
