@@ -61,7 +61,7 @@ class Invalid(BrokerError):
 
 
 class Unauthenticated(BrokerError):
-    """No bearer token, or one that is malformed, expired, for another audience, or signed by a key that the broker does not trust. Get a new one."""
+    """No bearer token, or one that is malformed, expired, for another audience, or signed by a key that is not trusted. Get a new one."""
 
     status, type, title = 401, "unauthenticated", "A valid bearer token is required"
 
@@ -103,7 +103,7 @@ class NoDestination(BrokerError):
 
 
 class Mismatch(BrokerError):
-    """What lies at the store differs from what was declared; `observed` and `declared` show both. The bytes will be deleted. Upload again."""
+    """What lies at the store differs from what was declared; `observed` and `declared` tell. The bytes will be deleted. Upload again."""
 
     status, type, title = 409, "mismatch", "The stored bytes differ from the declaration"
 
@@ -115,7 +115,7 @@ class NotUploaded(BrokerError):
 
 
 class Unverifiable(BrokerError):
-    """The store tells no digest that policy accepts as proof of the content. Declare another digest, upload in parts, or choose another store."""
+    """The store tells no digest that policy accepts as proof of the content. Declare another, upload in parts, or choose another store."""
 
     status, type, title = 409, "unverifiable", "The content cannot be verified at this store"
 

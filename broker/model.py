@@ -53,7 +53,7 @@ def new_id(now: float | None = None) -> UUID:
 
 
 class Role(StrEnum):
-    """What a principal may do at most; each role includes those after it, but for ``service``, which is a member that sees private stores."""
+    """What a principal may do at most; each role includes those after it, but ``service``: a member that sees private stores."""
 
     ADMIN = "admin"
     SERVICE = "service"
@@ -107,7 +107,7 @@ class Purpose(StrEnum):
 
 
 class ReplicaState(StrEnum):
-    """Only ``active`` replicas are ever named by a ticket (invariant 2). ``unsealed`` ones are offered to their uploader alone (invariant 14)."""
+    """Only ``active`` replicas are ever named by a ticket (invariant 2). ``unsealed`` ones are for their uploader alone (invariant 14)."""
 
     PENDING = "pending"
     ACTIVE = "active"

@@ -23,7 +23,7 @@ from broker.model import Digests, Handle, Observation, PartSeen
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a store takes, in bytes and numbers. A single PUT may hold `max_put`; parts hold `min_part` to `max_part` (the last may be shorter)."""
+    """What a store takes, in bytes and numbers. A PUT may hold `max_put`, parts `min_part` to `max_part` (the last may be shorter)."""
 
     max_put: int
     min_part: int
@@ -76,7 +76,7 @@ class Store(Protocol):
         ...
 
     async def seal(self, staging: str, final: str) -> str:
-        """Put the staged object where no signed write URL reaches it and return its key: `final`, or `staging` when the store refuses overwriting."""
+        """Put the staged object where no signed write URL reaches it; its key: `final`, or `staging` when the store refuses overwriting."""
         ...
 
     async def delete(self, key: str) -> bool:

@@ -43,7 +43,7 @@ def find_program(name: str, install: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` different TCP ports of 127.0.0.1 that nobody listens on, from below the range that the kernel gives to outgoing connections."""
+    """`count` different TCP ports of 127.0.0.1 that nobody listens on, below those that the kernel gives to outgoing connections."""
     ports: list[int] = []
     for port in random.sample(range(12000, 32000), 2000):
         with contextlib.closing(socket.socket()) as probe:
