@@ -155,11 +155,17 @@ def combined(start: Declaration, commit: Declaration) -> Declaration | Mismatche
         return difference
     if start.pieces is not None and commit.pieces is not None and start.pieces != commit.pieces:
         return Mismatched("pieces", f"{start.pieces.algorithm} of {start.pieces.length} bytes", "others")
+    parts = start.parts or commit.parts
+    if start.parts and commit.parts:
+        merged = _combined_parts(start.parts, commit.parts)
+        if isinstance(merged, Mismatched):
+            return merged
+        parts = merged
     return Declaration(
         size=commit.size if start.size is None else start.size,
         digests={**second, **first},
         pieces=start.pieces or commit.pieces,
-        parts=start.parts if commit.parts is None else commit.parts,
+        parts=parts,
     )
 
 
@@ -249,9 +255,9 @@ def _declared_parts(declaration: Declaration, observation: Observation) -> list[
     if declaration.parts:
         found.append(declaration.parts)
     pieces = declaration.pieces
-    if pieces is not None and pieces.length > 0:
+    if pieces is not None and pieces.length > 0 and len(pieces.digests) == len(observation.parts) == -(-observation.size // pieces.length):
         lengths = part_lengths(observation.size, pieces.length)
-        if len(lengths) == len(pieces.digests) and lengths == [part.size for part in observation.parts]:
+        if lengths == [part.size for part in observation.parts]:
             found.append(
                 tuple(
                     PartDeclared(number, (number - 1) * pieces.length, length, {pieces.algorithm: digest})
@@ -259,6 +265,24 @@ def _declared_parts(declaration: Declaration, observation: Observation) -> list[
                 )
             )
     return found
+
+
+def _combined_parts(start: Sequence[PartDeclared], commit: Sequence[PartDeclared]) -> tuple[PartDeclared, ...] | Mismatched:
+    """The parts of the start with what the commit adds to their digests; the commit may leave out parts, not change them."""
+    later = {part.number: part for part in commit}
+    merged: list[PartDeclared] = []
+    for part in start:
+        added = later.pop(part.number, part)
+        if (added.offset, added.length) != (part.offset, part.length):
+            return Mismatched(f"parts[{part.number}]", f"{part.length} bytes at {part.offset}", f"{added.length} bytes at {added.offset}")
+        first, second = normalised(part.digests), normalised(added.digests)
+        difference = _difference(f"parts[{part.number}].digests", first, second)
+        if difference is not None:
+            return difference
+        merged.append(PartDeclared(part.number, part.offset, part.length, {**second, **first}))
+    for number, added in later.items():
+        return Mismatched(f"parts[{number}]", "none", f"{added.length} bytes at {added.offset}")
+    return tuple(merged)
 
 
 def _parts_difference(declared: Sequence[PartDeclared], seen: Sequence[PartSeen]) -> Mismatched | None:

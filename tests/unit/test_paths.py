@@ -34,9 +34,7 @@ def observed(*reports: Report, at: float = 0.0, every: float = 0.0) -> PathAvera
     return average
 
 
-@pytest.mark.parametrize(
-    ("weight", "elapsed", "left"), [(8.0, 0, 8.0), (8.0, 600, 4.0), (8.0, 1800, 1.0), (8.0, -60, 8.0), (0.0, 60, 0.0)]
-)
+@pytest.mark.parametrize(("weight", "elapsed", "left"), [(8.0, 0, 8.0), (8.0, 600, 4.0), (8.0, 1800, 1.0), (8.0, -60, 8.0), (0.0, 60, 0.0)])
 def test_decay(weight: float, elapsed: float, left: float) -> None:
     assert decay(weight, elapsed, 600) == pytest.approx(left)
 
