@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
@@ -14,6 +14,8 @@ from broker.catalog import leases
 from broker.catalog import paths as path_records
 from broker.catalog.coalesce import Coalescer
 from broker.metrics import Metrics
+from broker.model import Store
+from broker.stores.probe import Probed
 
 if TYPE_CHECKING:
     from broker.service.keys import Keyring
@@ -64,3 +66,5 @@ class Context:
     metrics: Metrics
     clock: Callable[[], float]
     rng: Random
+    probe: Callable[[Store], Awaitable[Probed]]
+    """Opens a store, registered or not, and tries what it enforces (`broker.stores.probe`). Raises `Invalid` and `StoreUnavailable`."""
