@@ -352,6 +352,9 @@ def _prepare_data_directory(place: Path, account: pwd.struct_passwd) -> None:
         with contextlib.suppress(FileExistsError):
             place.mkdir(mode=0o700 if own else 0o711)
         place.chmod(0o700 if own else 0o711)
+    owner = place.stat().st_uid
+    if owner != os.geteuid():  # root neither trusts what others may have put there nor leaves files that they cannot write
+        raise EmbeddedError(f"{place} belongs to {_account_name(owner)}; run the broker as that user, or choose another data directory")
     if not own and (wall := _obstacle(place, account)) is not None:
         raise EmbeddedError(
             f"PostgreSQL runs as {account.pw_name}, who cannot pass through {wall} to its data in {place};"
@@ -430,10 +433,11 @@ def _private_directory(path: Path, account: pwd.struct_passwd) -> None:
     """Make `path` with mode 0700 for `account`, or make sure that it is that."""
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
-        if account.pw_uid != os.geteuid():
-            os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
     found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (account.pw_uid, 0) or found.st_mode & 0o077:
+    if found.st_uid == os.geteuid() != account.pw_uid and stat.S_ISDIR(found.st_mode):
+        os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+        found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != account.pw_uid or found.st_mode & 0o077:
         raise EmbeddedError(f"{path} is not a directory of mode 0700 that belongs to {account.pw_name}; remove it")
 
 

