@@ -80,7 +80,7 @@ class Exchange:
         attempts = _ATTEMPTS if repeatable else 1
         try:
             async for attempt in stamina.retry_context(
-                on=aiohttp.ClientConnectionError, attempts=attempts, wait_initial=0.1, wait_max=0.5, timeout=None
+                on=aiohttp.ClientConnectionError, attempts=attempts, wait_initial=0.1, wait_jitter=0.1, wait_max=0.5, timeout=None
             ):
                 with attempt:
                     return await self._once(method, url, headers, body, seconds)

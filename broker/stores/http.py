@@ -163,24 +163,29 @@ class HttpStore:
     # --- multipart ---
 
     async def begin(self, key: str, size: int | None, part_size: int, metadata: Mapping[str, str]) -> str:
-        """As the Protocol says. Nothing happens at the store: the first part opens the upload."""
-        return secrets.token_urlsafe(24)
+        """As the Protocol says. Nothing happens at the store: the first part opens the upload.
+
+        The store knows offsets, the Protocol numbers; so the id begins with the size of a part.
+        """
+        return f"{part_size}-{secrets.token_urlsafe(24)}"
 
     async def parts(self, key: str, upload: str) -> Sequence[PartSeen]:
-        """As the Protocol says, numbered by offset."""
+        """As the Protocol says. An upload that ended, or of which nothing has arrived yet, has no parts."""
         answer = await self._ask("GET", key, upload=upload, expect=(200, 404), repeatable=True)
         if answer.status == 404:
             return []
         try:
-            document = orjson.loads(answer.body)
-            items = sorted(document["parts"], key=lambda item: int(item["offset"]))
-            return [self._told(number, item) for number, item in enumerate(items, 1)]
+            items = orjson.loads(answer.body)["parts"]
+            return sorted((self._told(upload, item) for item in items), key=lambda part: part.number)
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             raise self._exchange.nonsense("no list of parts") from None
 
-    def _told(self, number: int, item: Mapping[str, Any]) -> PartSeen:
+    def _told(self, upload: str, item: Mapping[str, Any]) -> PartSeen:
+        number, rest = divmod(int(item["offset"]), int(upload.partition("-")[0]))
+        if rest:
+            raise ValueError("a part between parts")
         digests = {name: str(item[name]) for name in self._abilities.observes_parts if name in item}
-        return PartSeen(number, int(item["length"]), digests, str(int(item["offset"])))
+        return PartSeen(number + 1, int(item["length"]), digests)
 
     async def finish(self, key: str, upload: str, parts: Sequence[PartSeen], metadata: Mapping[str, str]) -> str:
         """As the Protocol says. Raises `NotUploaded` when parts are missing or differ, `Gone` when the upload is unknown, `Conflict` when

@@ -5,6 +5,7 @@ The client here is a plain aiohttp client that knows only handles.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import time
@@ -127,10 +128,9 @@ async def check_multipart(session: aiohttp.ClientSession, store: Store, part_dig
     for number in (2, 0):
         status, _ = await send(session, handles[number], bodies[number])
         assert 200 <= status < 300
-    # Two of three: the gap is visible by size and digest, by whatever number the store gives.
     seen = await store.parts(key, upload)
     digest = sha256 if part_digest == "sha256" else md5
-    assert {part.digests[part_digest] for part in seen} == {digest(bodies[0]), digest(bodies[2])}
+    assert [(part.number, part.digests[part_digest]) for part in seen] == [(1, digest(bodies[0])), (3, digest(bodies[2]))]
 
     status, _ = await send(session, handles[1], bodies[1])
     assert 200 <= status < 300
@@ -162,10 +162,8 @@ async def check_abort(session: aiohttp.ClientSession, store: Store) -> None:
     assert 200 <= status < 300
     await store.abort(key, upload)
     await store.abort(key, upload)
-    try:
+    with contextlib.suppress(Gone):
         assert list(await store.parts(key, upload)) == []
-    except Gone:
-        pass
     assert await store.stat(key) is None
     with pytest.raises((NotUploaded, Gone)):
         await store.finish(key, upload, [PartSeen(1, len(bodies[0]), {"md5": md5(bodies[0])}, md5(bodies[0]))], {})

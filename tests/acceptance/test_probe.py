@@ -99,6 +99,6 @@ async def test_a_kind_that_cannot_be_probed(http_session: aiohttp.ClientSession)
     class Plain:
         kind = "plain"
 
+    store: OpenStore = Plain()  # type: ignore[assignment]
     with pytest.raises(Invalid):
-        store: OpenStore = Plain()  # type: ignore[assignment]
         await probe(store, Store(1, "p", "plain", "x", "http://h"), http_session, time.time())

@@ -142,9 +142,9 @@ async def test_wrong_login_and_container(swift: SwiftPart, http_session: aiohttp
     with pytest.raises(StoreUnavailable) as refused:
         await wrong.stat("k")
     assert "not the key" not in str(refused.value)
-    for settings in ({"container": "nowhere"}, {"segments_container": "nowhere"}):
+    for record in (swift_record(swift, container="nowhere"), swift_record(swift, segments_container="nowhere")):
         with pytest.raises(NotFound):
-            await SwiftStore(swift_record(swift, **settings), swift.credential, http_session).clock_skew()
+            await SwiftStore(record, swift.credential, http_session).clock_skew()
 
 
 @pytest.mark.parametrize(
