@@ -45,6 +45,8 @@ _LOST = ("closed", "closing", "has been released back to the pool")
 
 def is_transient(error: BaseException) -> bool:
     """Whether `error` says that the database cannot serve now, not that the query is wrong."""
+    if isinstance(error, asyncpg.InternalClientError):  # asyncpg was told of the end of the connection in the middle of a call
+        return True
     if isinstance(error, asyncpg.InterfaceError):
         return any(word in str(error) for word in _LOST)
     return isinstance(error, _TRANSIENT)

@@ -266,6 +266,14 @@ BEGIN
     RETURN NULL;
 END $$;
 
+-- Who may read an image is kept in memory with its blobs.
+CREATE FUNCTION record_image_blobs() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO changes (kind, subject) SELECT 'blob', blob_id::text FROM image_blobs WHERE image_id = NEW.id;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER changed_blobs AFTER UPDATE OF visibility, status, project ON images FOR EACH ROW EXECUTE FUNCTION record_image_blobs();
+
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE ON blobs FOR EACH ROW EXECUTE FUNCTION record_change('blob', 'id');
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE ON replicas FOR EACH ROW EXECUTE FUNCTION record_change('blob', 'blob_id');
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE ON images FOR EACH ROW EXECUTE FUNCTION record_change('image', 'id');

@@ -136,8 +136,9 @@ async def test_a_storm_of_four_brokers_stays_within_the_slots(any_pool: Any) -> 
     async def observe() -> int:
         looks = 0
         while not done.is_set():
-            for store, unexpired, leased in await any_pool.fetch(
-                """SELECT s.store_id, (SELECT count(*) FROM leases l WHERE l.store_id = s.store_id AND l.expires_at > clock_timestamp()), leased
+            for store, leased, unexpired in await any_pool.fetch(
+                """SELECT s.store_id, leased,
+                          (SELECT count(*) FROM leases l WHERE l.store_id = s.store_id AND l.expires_at > clock_timestamp())
                    FROM slots s WHERE direction = 'read'"""
             ):
                 if unexpired > limits[store] or leased > limits[store] or unexpired > leased:
