@@ -1,0 +1,92 @@
+"""The verifying file server as a real process, with a key to sign tokens for it.
+
+`start` is a context manager that the demo and the benchmarks use as well; `storeside` is the fixture of the tests: call it
+for a server of one's own, or take `storeside_part`, which all tests of a session share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from broker.claims import TransferToken
+from broker.sign.token import TokenSigner, generate_key, jwks
+from tests.parts.process import answers, free_ports, running
+
+ISSUER = "http://broker.test"
+
+
+@dataclass(frozen=True, slots=True)
+class StoresidePart:
+    """A running server: its URL, its directory, its name in tokens, who signs them, its process id and its log."""
+
+    url: str
+    root: Path
+    audience: str
+    signer: TokenSigner
+    pid: int
+    log: Path
+
+    def claims(self, method: str, path: str, **claims: Any) -> TransferToken:
+        """A token for `method` on `path` for ten minutes; `claims` are fields of TransferToken."""
+        now = time.time()
+        fields: dict[str, Any] = {"issuer": ISSUER, "audience": self.audience, "subject": "test", "method": method, "path": path}
+        fields |= {"expires_at": now + 600, "not_before": now, "id": secrets.token_hex(8)}
+        return TransferToken(**(fields | claims))
+
+    def token(self, method: str, path: str, **claims: Any) -> str:
+        return self.signer.sign(self.claims(method, path, **claims), time.time())
+
+    def signed(self, method: str, path: str, **claims: Any) -> str:
+        """The URL of `path` with such a token."""
+        return f"{self.url}{quote(path)}?token={self.token(method, path, **claims)}"
+
+
+@contextlib.contextmanager
+def start(
+    directory: Path, *, audience: str = "disk-1", signer: TokenSigner | None = None, keys: str | None = None, root: Path | None = None
+) -> Iterator[StoresidePart]:
+    """Run the server on `root` (by default in `directory`, which also takes its key set and log) until the block ends.
+
+    With `keys` (a URL or file) the server takes its keys from there and `signer` signs; else a fresh key is made.
+    """
+    root = root or directory / "root"
+    root.mkdir(parents=True, exist_ok=True)
+    if signer is None:
+        key = generate_key("ES256", time.time() - 60)
+        signer = TokenSigner([key], ISSUER)
+        keys = str(directory / "jwks.json")
+        Path(keys).write_text(json.dumps(jwks([key])))
+    assert keys is not None
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    log = directory / "storeside.log"
+    arguments = [sys.executable, "-m", "broker.storeside.server", "--root", str(root), "--listen", f"127.0.0.1:{port}"]
+    arguments += ["--audience", audience, "--issuer", signer.issuer, "--jwks", keys, "--refresh", "1"]
+    with running(arguments, log=log, ready=lambda: answers(f"{url}/healthz")) as process:
+        yield StoresidePart(url, root, audience, signer, process.pid, log)
+
+
+@pytest.fixture(scope="session")
+def storeside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., StoresidePart]]:
+    """Starts servers, each with a directory of its own; they end with the session. Arguments as for `start`."""
+    names = itertools.count(1)
+    with contextlib.ExitStack() as stack:
+        yield lambda **options: stack.enter_context(start(tmp_path_factory.mktemp(f"storeside{next(names)}"), **options))
+
+
+@pytest.fixture(scope="session")
+def storeside_part(storeside: Callable[..., StoresidePart]) -> StoresidePart:
+    """One server for all tests of the session; each test uses keys of its own."""
+    return storeside()
