@@ -48,14 +48,35 @@ class Credential(Mapping[str, str]):
         return f"Credential({', '.join(self._entries)})"
 
 
-class Credentials:
-    """The credentials of this broker, by name."""
+class Credentials(Mapping[str, Credential]):
+    """The credentials of this broker, by name. As a mapping it holds those that can be read now."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._read: dict[str, tuple[tuple[int, int, int], Credential]] = {}
 
-    def get(self, name: str) -> Credential:
+    def __getitem__(self, name: str) -> Credential:
+        try:
+            return self.read(name)
+        except CredentialError as error:
+            _log.warning("%s", error)
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        names = {path.stem for path in self.directory.glob("*.json")} if self.directory.is_dir() else set()
+        return iter(sorted(names))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"Credentials({str(self.directory)!r})"
+
+    def changed(self) -> bool:
+        """Whether a file that was read before has changed since, or is gone. Reads nothing."""
+        return any(_stamp(self.directory / f"{name}.json") != stamp for name, (stamp, _) in self._read.items())
+
+    def read(self, name: str) -> Credential:
         """The credential as it is now: one `stat`, and a read when the file changed. Raises `CredentialError`."""
         if _NAME.match(name) is None:
             raise CredentialError("the name of a credential is lower-case letters, digits, - and _")
@@ -87,6 +108,14 @@ class Credentials:
         credential = _parse(content, f"credential {name}")
         self._read[name] = (stamp, credential)
         return credential
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _parse(content: bytes, whose: str) -> Credential:

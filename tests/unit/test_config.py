@@ -107,27 +107,31 @@ def test_a_credential_is_read_again_when_it_changes(tmp_path: Path) -> None:
     file.write_text('{"access_key": "AKIA", "secret_key": "first-secret"}')
     file.chmod(0o600)
     credentials = Credentials(tmp_path)
-    first = credentials.get("main")
+    first = credentials.read("main")
     assert first["secret_key"] == "first-secret"
-    assert credentials.get("main") is first
+    assert credentials.read("main") is first
     assert "first-secret" not in repr(first)
     file.write_text('{"access_key": "AKIA", "secret_key": "second"}')
     os.utime(file, ns=(1, 1))
-    assert credentials.get("main")["secret_key"] == "second"
-    assert credentials.get("main") != first
+    assert credentials.changed()
+    assert credentials.read("main")["secret_key"] == "second"
+    assert credentials.read("main") != first
+    assert not credentials.changed()
+    assert dict(credentials) == {"main": credentials.read("main")}
+    assert "other" not in credentials
 
 
 def test_the_environment_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a-b.json").write_text('{"key": "file"}')
     monkeypatch.setenv("BROKER_CREDENTIAL_A_B", '{"key": "environment"}')
-    assert Credentials(tmp_path).get("a-b") == Credential({"key": "environment"})
+    assert Credentials(tmp_path).read("a-b") == Credential({"key": "environment"})
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '{"a": "' + "x" * 70000 + '"}'])
 def test_broken_credentials_say_nothing_of_their_content(tmp_path: Path, content: str) -> None:
     (tmp_path / "main.json").write_text(content)
     with pytest.raises(CredentialError) as error:
-        Credentials(tmp_path).get("main")
+        Credentials(tmp_path).read("main")
     assert "main" in str(error.value)
     assert "xxxx" not in str(error.value)
 
@@ -135,12 +139,12 @@ def test_broken_credentials_say_nothing_of_their_content(tmp_path: Path, content
 @pytest.mark.parametrize("name", ["../main", "", "MAIN", "a/b", "a\x00"])
 def test_a_name_cannot_leave_the_directory(tmp_path: Path, name: str) -> None:
     with pytest.raises(CredentialError):
-        Credentials(tmp_path / "inner").get(name)
+        Credentials(tmp_path / "inner").read(name)
 
 
 def test_a_readable_secret_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "main.json").write_text('{"key": "hidden-value"}')
     (tmp_path / "main.json").chmod(0o644)
-    Credentials(tmp_path).get("main")
+    Credentials(tmp_path).read("main")
     assert "chmod 600" in caplog.text
     assert "hidden-value" not in caplog.text

@@ -1,0 +1,269 @@
+"""Who asks: bearer JWTs (RFC 6750, RFC 7519) of the broker's own keys or of OIDC issuers.
+
+Rules
+
+- The issuer is looked up first and decides the keys; nothing of a token is believed before its signature was checked.
+- Only asymmetric algorithms, and only the one that fits the key: ``none`` and HMAC with a public key have no door.
+- ``exp`` is required; ``exp``, ``nbf`` and ``iat`` are stretched by `leeway_seconds` (30 by default) for clocks that differ.
+- An issuer's keys are fetched (no redirects, bounded in time and size), kept for an hour, and fetched again for an unknown
+  ``kid``, at most once in 10 s, so that tokens with invented ones cause no load.
+- Verified tokens are remembered until they end, at most 10,000 of them; the answer to a bad one never says what was wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import aiohttp
+import jwt
+import orjson
+import structlog
+
+from broker import config
+from broker.errors import Forbidden, Unauthenticated, Unavailable
+from broker.metrics import Metrics
+from broker.model import Principal, Role, is_site
+
+ALGORITHMS: Mapping[str, tuple[str, ...]] = {
+    "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    "EC": ("ES256", "ES384", "ES512"),
+    "OKP": ("EdDSA",),
+}
+"""By type of key (RFC 7518 section 6.1, RFC 8037)."""
+
+MAX_REMEMBERED = 10_000
+MAX_TOKEN_LENGTH = 8000
+MAX_NAME_LENGTH = 255
+KEYS_SECONDS = 3600.0
+REFETCH_SECONDS = 10.0
+FETCH_SECONDS = 5.0
+MAX_DOCUMENT_BYTES = 256 << 10
+
+_STRONGEST_FIRST = (Role.ADMIN, Role.SERVICE, Role.MEMBER, Role.READER)
+_OWN_CLAIMS = config.ClaimNames()
+_OWN_ROLES = {role.value: role for role in Role}
+_log = structlog.get_logger(__name__)
+
+Jwk = Mapping[str, Any]
+
+
+class KeysUnavailable(Exception):
+    """An issuer's keys cannot be fetched; the text says why, without the address."""
+
+
+class IssuerKeys:
+    """The published keys of one OIDC issuer."""
+
+    def __init__(
+        self, issuer: config.Issuer, session: aiohttp.ClientSession, clock: Callable[[], float] = time.monotonic, *, refetch_seconds: float
+    ) -> None:
+        self._issuer = issuer
+        self._session = session
+        self._clock = clock
+        self._refetch_seconds = refetch_seconds
+        self._keys: list[Jwk] = []
+        self._fetched_at = float("-inf")
+        self._tried_at = float("-inf")
+        self._lock = asyncio.Lock()
+
+    async def find(self, kid: str | None) -> list[Jwk]:
+        """The keys that a token with this ``kid`` may be signed by. Raises `KeysUnavailable` when none were ever fetched."""
+        found = self._matching(kid)
+        if not found or self._clock() - self._fetched_at > KEYS_SECONDS:
+            await self._fetch_again()
+            found = self._matching(kid)
+        return found
+
+    def _matching(self, kid: str | None) -> list[Jwk]:
+        return [key for key in self._keys if kid is None or key.get("kid", kid) == kid]
+
+    async def _fetch_again(self) -> None:
+        async with self._lock:
+            if self._clock() - self._tried_at < self._refetch_seconds:
+                if self._fetched_at == float("-inf"):
+                    raise KeysUnavailable("tried a moment ago")
+                return
+            self._tried_at = self._clock()
+            try:
+                self._keys = await self._fetch()
+                self._fetched_at = self._clock()
+            except (aiohttp.ClientError, OSError, ValueError, KeysUnavailable) as error:
+                _log.warning("keys of an issuer cannot be fetched", issuer=self._issuer.issuer, error=f"{type(error).__name__}: {error}")
+                if self._fetched_at == float("-inf"):
+                    raise KeysUnavailable(type(error).__name__) from None
+
+    async def _fetch(self) -> list[Jwk]:
+        url = self._issuer.jwks_url
+        if url is None:
+            discovered = await self._get(self._issuer.issuer.rstrip("/") + "/.well-known/openid-configuration")
+            if discovered.get("issuer") != self._issuer.issuer:  # OpenID Connect Discovery 1.0, section 4.3
+                raise KeysUnavailable("the discovery document names another issuer")
+            url = discovered.get("jwks_uri")
+            if not isinstance(url, str) or not url.startswith(("https://", "http://")):
+                raise KeysUnavailable("the discovery document names no jwks_uri")
+        keys = (await self._get(url)).get("keys")
+        if not isinstance(keys, list):
+            raise KeysUnavailable("no JWK Set")
+        return [key for key in keys if isinstance(key, dict) and key.get("kty") in ALGORITHMS and key.get("use", "sig") == "sig"]
+
+    async def _get(self, url: str) -> dict[str, Any]:
+        timeout = aiohttp.ClientTimeout(total=FETCH_SECONDS)
+        async with self._session.get(url, allow_redirects=False, timeout=timeout) as response:
+            if response.status != 200:
+                raise KeysUnavailable(f"status {response.status}")
+            content = b""
+            async for chunk in response.content.iter_chunked(1 << 16):
+                content += chunk
+                if len(content) > MAX_DOCUMENT_BYTES:
+                    raise KeysUnavailable("the document is too large")
+        document = orjson.loads(content)
+        if not isinstance(document, dict):
+            raise KeysUnavailable("no JSON object")
+        return document
+
+
+class Authenticator:
+    """Turns the Authorization header into a `Principal`."""
+
+    def __init__(
+        self,
+        settings: config.Auth,
+        own_issuer: str,
+        own_jwks: Callable[[], Mapping[str, Any]],
+        session: aiohttp.ClientSession,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.time,
+        *,
+        refetch_seconds: float = REFETCH_SECONDS,
+    ) -> None:
+        self._settings = settings
+        self._own_issuer = own_issuer
+        self._own_jwks = own_jwks
+        self._metrics = metrics
+        self._clock = clock
+        self._issuers = {issuer.issuer: issuer for issuer in settings.issuers}
+        self._keys = {issuer.issuer: IssuerKeys(issuer, session, refetch_seconds=refetch_seconds) for issuer in settings.issuers}
+        self._remembered: OrderedDict[str, Principal] = OrderedDict()
+
+    def forget(self) -> None:
+        """Verify every token again: a key was revoked."""
+        self._remembered.clear()
+
+    def known(self, header: str) -> Principal | None:
+        """The principal of a header that was verified before, if its token has not ended."""
+        principal = self._remembered.get(header)
+        if principal is None:
+            return None
+        if principal.expires_at + self._settings.leeway_seconds <= self._clock():
+            del self._remembered[header]
+            return None
+        self._remembered.move_to_end(header)
+        return principal
+
+    async def authenticate(self, header: str | None) -> Principal:
+        """The principal. Raises `Unauthenticated`, `Forbidden` (no role or no project), `Unavailable` (an issuer's keys)."""
+        if header is None:
+            raise self._refuse("missing")
+        principal = self.known(header)
+        if principal is None:
+            principal = await self._verify(header)
+            self._remembered[header] = principal
+            if len(self._remembered) > MAX_REMEMBERED:
+                self._remembered.popitem(last=False)
+        return principal
+
+    async def _verify(self, header: str) -> Principal:
+        scheme, _, token = header.partition(" ")
+        token = token.strip(" ")
+        if scheme.lower() != "bearer" or not token or len(token) > MAX_TOKEN_LENGTH or not token.isascii():
+            raise self._refuse("no-bearer")
+        try:
+            head = jwt.get_unverified_header(token)
+            issuer = jwt.decode(token, options={"verify_signature": False}).get("iss")
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            raise self._refuse("malformed") from None
+        kid, algorithm = head.get("kid"), head.get("alg")
+        if not isinstance(issuer, str) or not isinstance(algorithm, str) or not isinstance(kid, str | None):
+            raise self._refuse("malformed")
+        if issuer == self._own_issuer:
+            keys = [key for key in self._own_jwks()["keys"] if kid == key["kid"]]
+            return self._principal(token, keys, algorithm, issuer, self._settings.audience, _OWN_CLAIMS, _OWN_ROLES)
+        known = self._issuers.get(issuer)
+        if known is None:
+            raise self._refuse("unknown-issuer")
+        try:
+            keys = await self._keys[issuer].find(kid)
+        except KeysUnavailable:
+            self._metrics.auth_failures.inc("keys-unavailable")
+            raise Unavailable("The token's issuer cannot be asked for its keys.", retry_after=5.0) from None
+        return self._principal(token, keys, algorithm, issuer, known.audience, known.claims, known.roles)
+
+    def _principal(
+        self,
+        token: str,
+        keys: list[Jwk],
+        algorithm: str,
+        issuer: str,
+        audience: str,
+        names: config.ClaimNames,
+        roles: Mapping[str, Role],
+    ) -> Principal:
+        for key in keys:
+            if algorithm in ALGORITHMS.get(key["kty"], ()) and key.get("alg", algorithm) == algorithm:
+                try:
+                    claims = jwt.decode(
+                        token,
+                        jwt.PyJWK(dict(key), algorithm).key,
+                        algorithms=[algorithm],
+                        audience=audience,
+                        issuer=issuer,
+                        leeway=self._settings.leeway_seconds,
+                        options={"require": ["exp", "iss", "aud"]},
+                    )
+                    return self._from_claims(claims, names, roles)
+                except jwt.InvalidSignatureError:
+                    continue
+                except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
+                    raise self._refuse(type(error).__name__) from None
+        raise self._refuse("signature")
+
+    def _from_claims(self, claims: Mapping[str, Any], names: config.ClaimNames, roles: Mapping[str, Role]) -> Principal:
+        subject, project = _claim(claims, names.subject), _claim(claims, names.project)
+        held = _claim(claims, names.role)
+        values = held if isinstance(held, list) else [held]
+        granted = {roles[value] for value in values if isinstance(value, str) and value in roles}
+        if not _is_name(subject):
+            raise self._refuse("subject")
+        if not _is_name(project) or not granted:
+            self._metrics.auth_failures.inc("role-or-project")
+            raise Forbidden()
+        site = _claim(claims, names.site)
+        return Principal(
+            subject=str(subject),
+            project=str(project),
+            role=next(role for role in _STRONGEST_FIRST if role in granted),
+            expires_at=float(claims["exp"]),
+            site=site if isinstance(site, str) and is_site(site) else None,
+        )
+
+    def _refuse(self, reason: str) -> Unauthenticated:
+        self._metrics.auth_failures.inc(reason)
+        return Unauthenticated()
+
+
+def _claim(claims: Mapping[str, Any], name: str) -> Any:
+    """The claim of that name, or what a dotted name leads to."""
+    if name in claims:
+        return claims[name]
+    found: Any = claims
+    for step in name.split("."):
+        found = found.get(step) if isinstance(found, dict) else None
+    return found
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_LENGTH and value.isprintable()

@@ -1,0 +1,65 @@
+"""Tickets: where can I get or put this, and what becomes of it."""
+
+from __future__ import annotations
+
+from broker import errors
+from broker.model import new_id
+from broker.service import commit, negotiate, report, tickets, upload
+from broker.web.call import Answer, Call
+
+__all__ = [
+    "activate_place", "commit_upload", "create_ticket", "create_tickets", "get_ticket", "refresh_ticket", "release_ticket",
+    "report_transfer", "sign_parts",
+]  # fmt: skip
+
+
+async def create_ticket(call: Call) -> Answer:
+    claim = await call.claim()
+    ticket = await tickets.show_again(call.context, call.client, claim.id) if claim.repeated else None
+    if ticket is None:
+        if call.body["operation"] == "download":
+            ticket = await negotiate.download(call.context, call.client, call.body, claim.id)
+        else:
+            ticket = await upload.upload(call.context, call.client, call.body, claim.id)
+    return Answer(201, ticket, {"Location": f"/v1/tickets/{ticket['id']}"})
+
+
+async def create_tickets(call: Call) -> Answer:
+    now = call.context.clock()
+    requests = [(new_id(now), request) for request in call.body["tickets"]]
+    results = await negotiate.download_many(call.context, call.client, requests)
+    return Answer(200, {"tickets": [result.problem() if isinstance(result, errors.BrokerError) else result for result in results]})
+
+
+async def get_ticket(call: Call) -> Answer:
+    return Answer(200, await tickets.get_ticket(call.context, call.client, call.id("ticket")))
+
+
+async def release_ticket(call: Call) -> Answer:
+    await tickets.release_ticket(call.context, call.client, call.id("ticket"))
+    return Answer(204)
+
+
+async def refresh_ticket(call: Call) -> Answer:
+    return Answer(200, await tickets.refresh_ticket(call.context, call.client, call.id("ticket")))
+
+
+async def activate_place(call: Call) -> Answer:
+    await call.claim()
+    return Answer(200, await tickets.activate_place(call.context, call.client, call.id("ticket"), call.body))
+
+
+async def sign_parts(call: Call) -> Answer:
+    await call.claim()
+    return Answer(200, await upload.sign_parts(call.context, call.client, call.id("ticket"), call.body))
+
+
+async def commit_upload(call: Call) -> Answer:
+    await call.claim()
+    return Answer(200, await commit.commit(call.context, call.client, call.id("ticket"), call.body))
+
+
+async def report_transfer(call: Call) -> Answer:
+    await call.claim()
+    await report.report_transfer(call.context, call.client, call.id("ticket"), call.body)
+    return Answer(204)

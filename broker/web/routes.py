@@ -1,0 +1,261 @@
+"""From a request to its answer: one function per request, no stack of middleware.
+
+The contract is the single source of truth: each of its operations is bound to the handler of that name, and nothing starts
+when one is missing on either side. The way of a request: find the operation, authenticate, check roles, check path, query,
+headers and body, handle, render, count. A body is read only for those who may send one, never beyond its limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import count
+from os import urandom
+from time import perf_counter
+from typing import Any
+from urllib.parse import unquote
+
+import aiohttp
+import asyncpg
+import orjson
+import structlog
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from multidict import CIMultiDict
+
+from broker import errors
+from broker.catalog.connect import is_transient
+from broker.log import RequestContext, current_request
+from broker.model import Client
+from broker.service.context import Context
+from broker.web import contract, problem
+from broker.web.auth import Authenticator
+from broker.web.call import Answer, Call
+from broker.web.client import INSTANCE_HEADER, ClientFinder
+from broker.web.validate import BodyCheck, ParameterCheck
+
+Handler = Callable[[Call], Awaitable[Answer]]
+
+BODY_SECONDS = 60.0
+"""A body must have arrived in this time."""
+
+_JSON = "application/json"
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")  # W3C Trace Context, version 00
+_PARAMETER = re.compile(r"\{([a-z]+)\}")
+_log = structlog.get_logger(__name__)
+
+
+class Route:
+    """One operation, compiled."""
+
+    def __init__(self, operation: contract.Operation, handler: Handler) -> None:
+        self.id = operation.id
+        self.handler = handler
+        self.secured = operation.secured
+        self.roles = operation.roles
+        self.media_type = operation.media_type
+        self.body = BodyCheck(operation.body) if operation.body is not None else None
+        self.path = ParameterCheck(operation.of("path")) if operation.of("path") else None
+        self.query = ParameterCheck(operation.of("query"))
+        self.header_names = tuple(parameter.name for parameter in operation.of("header"))
+        self.headers = ParameterCheck(operation.of("header"))
+
+
+class Router:
+    """Finds the operation of a path and a method. Paths without parameters cost one look-up."""
+
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+        self._plain: dict[str, dict[str, Route]] = {}
+        self._patterns: list[tuple[re.Pattern[str], dict[str, Route]]] = []
+        by_path: dict[str, dict[str, Route]] = {}
+        operations = contract.operations()
+        ids = {operation.id: _snake(operation.id) for operation in operations}
+        if missing := sorted(name for name in ids.values() if name not in handlers):
+            raise RuntimeError(f"the contract has operations without a handler: {', '.join(missing)}")
+        if unknown := sorted(handlers.keys() - set(ids.values())):
+            raise RuntimeError(f"there are handlers that the contract does not know: {', '.join(unknown)}")
+        for operation in operations:
+            by_path.setdefault(operation.path, {})[operation.method] = Route(operation, handlers[ids[operation.id]])
+        for path, methods in by_path.items():
+            if "GET" in methods:
+                methods["HEAD"] = methods["GET"]  # RFC 9110 section 9.1; the server leaves the body out
+            if "{" in path:
+                pattern = _PARAMETER.sub(r"(?P<\1>[^/]+)", "".join(part if part[0] == "{" else re.escape(part) for part in _split(path)))
+                self._patterns.append((re.compile(pattern + r"\Z"), methods))
+            else:
+                self._plain[path] = methods
+
+    def find(self, path: str, method: str) -> tuple[Route, dict[str, str]]:
+        """The operation, and the path's parameters decoded. Raises `NotFound`, `MethodNotAllowed`, `Malformed`."""
+        parameters: dict[str, str] = {}
+        methods = self._plain.get(path)
+        if methods is None:
+            for pattern, candidates in self._patterns:
+                if match := pattern.match(path):
+                    methods = candidates
+                    try:
+                        parameters = {name: unquote(text, errors="strict") for name, text in match.groupdict().items()}
+                    except UnicodeDecodeError:
+                        raise errors.Malformed("The path is no UTF-8.") from None
+                    break
+            else:
+                raise errors.NotFound("There is no such path.")
+        route = methods.get(method)
+        if route is None:
+            raise errors.MethodNotAllowed(expected=", ".join(sorted(methods)))
+        return route, parameters
+
+
+class Api:
+    """Answers requests. `handle` is what the server calls."""
+
+    def __init__(
+        self, context: Context, router: Router, authenticator: Authenticator, clients: ClientFinder, *, body_limit_bytes: int
+    ) -> None:
+        self._context = context
+        self._router = router
+        self._authenticator = authenticator
+        self._clients = clients
+        self._limit = body_limit_bytes
+        self._ids = count()
+        self._prefix = urandom(6).hex()
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The answer to one request, whatever happens."""
+        began = perf_counter()
+        incoming = request.headers
+        traceparent = incoming.get("traceparent")
+        if traceparent is not None and _TRACEPARENT.match(traceparent) is None:
+            traceparent = None
+        request_id = f"{self._prefix}-{next(self._ids):x}"
+        current_request.set(RequestContext(request_id, traceparent))
+        route: Route | None = None
+        close = False
+        try:
+            target = request.raw_path
+            path, _, query = target.partition("?")
+            route, parameters = self._router.find(path if path.startswith("/") else request.rel_url.raw_path, request.method)
+            answer = await self._answer(request, route, parameters, query)
+            status = answer.status
+            body = answer.body if isinstance(answer.body, bytes) or answer.body is None else orjson.dumps(answer.body)
+            headers = {"Content-Type": _JSON} if body is not None else {}
+            if answer.headers is not None:
+                headers |= answer.headers
+        except errors.BrokerError as error:
+            status, body, headers = problem.render(error, token_given="Authorization" in incoming)
+            if status == 500:
+                _log.error("internal error", exc_info=error)
+            close = isinstance(error, errors.TooLarge)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            status, body, headers = problem.render(_unexpected(error, request_id))
+        headers["X-Request-Id"] = request_id
+        if traceparent is not None:
+            headers["traceparent"] = traceparent
+        response = web.Response(status=status, body=body, headers=CIMultiDict(headers))
+        if close:
+            response.force_close()
+        metrics = self._context.metrics
+        operation = route.id if route is not None else ""
+        metrics.http_requests.inc(operation, str(status))
+        metrics.http_seconds.observe(perf_counter() - began, operation)
+        return response
+
+    async def _answer(self, request: web.BaseRequest, route: Route, path: dict[str, str], query: str) -> Answer:
+        headers = request.headers
+        client = await self._client(request) if route.secured else None
+        if route.roles and (client is None or client.principal.role not in route.roles):
+            raise errors.Forbidden()
+        call = Call(self._context, route.id, _client=client)
+        if route.path is not None:
+            call.path = route.path(path)
+        call.query = route.query.query(query)
+        if route.header_names:
+            given = {name: value for name in route.header_names if (value := headers.get(name)) is not None}
+            call.headers = route.headers(given) if given else given
+        if route.body is not None:
+            call.body = route.body(await self._read(request, route.media_type or _JSON))
+        elif request.body_exists and await self._payload(request):
+            raise errors.Malformed("This operation takes no body.")
+        return await route.handler(call)
+
+    async def _client(self, request: web.BaseRequest) -> Client:
+        headers = request.headers
+        authorization = headers.get("Authorization")
+        principal = self._authenticator.known(authorization) if authorization is not None else None
+        if principal is None:
+            principal = await self._authenticator.authenticate(authorization)
+        return self._clients.find(principal, request.remote or "", headers.getall("X-Forwarded-For", ()), headers.get(INSTANCE_HEADER))
+
+    async def _read(self, request: web.BaseRequest, media_type: str) -> bytes:
+        """The body of an operation that takes one. Raises `UnsupportedMediaType`, `TooLarge`, `Malformed`."""
+        given = request.headers.get("Content-Type", "")
+        if given != media_type and given.partition(";")[0].strip().lower() not in (media_type, _JSON):
+            if not request.body_exists:
+                raise errors.Malformed("A JSON body is required.")
+            raise errors.UnsupportedMediaType(field="Content-Type", expected=media_type)
+        if "Content-Encoding" in request.headers:
+            raise errors.UnsupportedMediaType(field="Content-Encoding", expected="no encoding")
+        return await self._payload(request)
+
+    async def _payload(self, request: web.BaseRequest) -> bytes:
+        length = request.content_length
+        if length is not None and length > self._limit:
+            raise errors.TooLarge(f"The body is over {self._limit} bytes.")
+        try:
+            if request.content.is_eof():
+                return await request.read()
+            async with asyncio.timeout(BODY_SECONDS):
+                return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise errors.TooLarge(f"The body is over {self._limit} bytes.") from None
+        except TimeoutError:
+            raise errors.Malformed("The body did not arrive in time.") from None
+        except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, ConnectionError):
+            raise errors.Malformed("The body did not arrive as it was announced.") from None
+
+
+class ApiServer(web.Server):
+    """aiohttp's server, whose own refusals (of what is no HTTP) are problems too."""
+
+    def __init__(self, api: Api, *, body_limit_bytes: int) -> None:
+        def make(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+            return web.BaseRequest(message, payload, protocol, writer, task, self._loop, client_max_size=body_limit_bytes)
+
+        super().__init__(api.handle, request_factory=make, access_log=None, auto_decompress=False, keepalive_timeout=75.0)
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        error = _unexpected(exc, None) if status == 500 else errors.Malformed("This is no HTTP that can be read.")
+        status, body, headers = problem.render(error)
+        response = web.Response(status=status, body=body, headers=headers)
+        response.force_close()
+        return response
+
+
+def _unexpected(error: BaseException | None, request_id: str | None) -> errors.BrokerError:
+    """What is said of an exception that nobody expected; the log has the rest, scrubbed."""
+    if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError) and is_transient(error):
+        return errors.Unavailable("The catalogue cannot be reached.", retry_after=1.0)
+    _log.error("unexpected error", exc_info=error)
+    return errors.BrokerError(
+        "The operator finds more under this request's id." if request_id is None else f"The request's id is {request_id}."
+    )
+
+
+def _snake(operation_id: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", operation_id).lower()
+
+
+def _split(path: str) -> Sequence[str]:
+    return [part for part in re.split(r"(\{[a-z]+\})", path) if part]
