@@ -266,6 +266,12 @@ def test_an_upload_of_unknown_size_is_estimated_with_one() -> None:
     assert only.estimate.seconds == pytest.approx(0.002 + (1 << 30) / 800e6)
 
 
+def test_exploration_is_a_share_of_all_draws() -> None:
+    """Nothing is known of either: 5 % of draws are even, the others go by the score alone."""
+    near, far = (Estimate(score, 1.0, 0.0, 1.0, score, "prior", 0.0) for score in (1.0, 1e6))
+    assert weigh([near, far], None, POLICY) == pytest.approx([0.975, 0.025])
+
+
 def test_equal_estimates_have_equal_shares() -> None:
     one = Estimate(0.0, 1.0, 0.0, 1.0, 0.0, "prior", 0.0)
     assert weigh([one, one], None, POLICY) == [0.5, 0.5]
