@@ -19,7 +19,7 @@ import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 from urllib.parse import quote, unquote, urlsplit
 
@@ -41,6 +41,7 @@ GIBIBYTE = 1 << 30
 _SUBJECT = "transfer"
 """Tokens name no person: whoever holds one may do just what it says."""
 
+_META = "x-broker-meta-"
 _OWN_SECONDS = 60.0
 _ALGORITHMS = {"sha-256": "sha256", "sha-512": "sha512", "md5": "md5"}
 """Names of RFC 9530 and the registry it updates, to ours."""
@@ -87,7 +88,8 @@ class HttpStore:
 
     def sign_put(self, write: Write, now: float) -> Handle:
         length = write.size if self._abilities.binds_length else None
-        return self._sign("PUT", write.key, write.expires_at, now, length=length, digest=self._bound(write.digests))
+        handle = self._sign("PUT", write.key, write.expires_at, now, length=length, digest=self._bound(write.digests))
+        return replace(handle, headers={f"X-Broker-Meta-{name}": value for name, value in write.metadata.items()})
 
     def sign_part(self, key: str, upload: str, part: PartWrite, now: float) -> Handle:
         return self._sign(
@@ -151,7 +153,8 @@ class HttpStore:
             raise self._exchange.nonsense("HEAD without a length") from None
         told = _repr_digests(answer.headers.get("Repr-Digest", ""))
         seen = {name: told[name] for name in self._abilities.observes if name in told}
-        return Observation(size, clock(), "broker", seen, etag=answer.headers.get("ETag"))
+        metadata = {name.lower()[len(_META) :]: value for name, value in answer.headers.items() if name.lower().startswith(_META)}
+        return Observation(size, clock(), "broker", seen, etag=answer.headers.get("ETag"), metadata=metadata)
 
     async def seal(self, staging: str, final: str) -> str:
         return staging

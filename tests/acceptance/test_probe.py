@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import aiohttp
@@ -11,12 +12,14 @@ import pytest
 from broker.errors import Invalid, NotFound, StoreUnavailable
 from broker.model import Abilities, Store
 from broker.stores.base import Store as OpenStore
+from broker.stores.http import HttpStore
 from broker.stores.probe import Probed, probe
 from broker.stores.s3 import S3Store
 from broker.stores.swift import SwiftStore
 from tests.parts.process import free_ports
-from tests.parts.records import RCLONE, SEAWEEDFS, SWIFT, s3_record, swift_record, without_clock
+from tests.parts.records import RCLONE, SEAWEEDFS, STORESIDE, SWIFT, s3_record, storeside_record, swift_record, without_clock
 from tests.parts.seaweedfs import S3Part
+from tests.parts.storeside import StoresidePart
 from tests.parts.swift import SwiftPart
 
 
@@ -66,6 +69,15 @@ async def test_swift(swift: SwiftPart, http_session: aiohttp.ClientSession) -> N
     for container, prefix in (("images", "probe-"), ("images_segments", "")):
         answer = await store._ask("GET", container, "", query={"prefix": prefix, "format": "plain"}, expect=(200, 204))
         assert [name for name in answer.body.decode().split() if "probe-" in name] == []
+
+
+async def test_storeside(storeside: Callable[..., StoresidePart], http_session: aiohttp.ClientSession) -> None:
+    part = storeside()
+    record = storeside_record(part, Abilities())
+    found = await probe(HttpStore(record, part.signer, http_session), record, http_session, time.time())
+    assert without_clock(found.abilities) == without_clock(STORESIDE)
+    assert list(part.root.glob("[!.]*")) == []
+    assert list((part.root / ".broker" / "uploads").glob("*/data")) == []
 
 
 async def test_through_the_internal_endpoint_under_the_clients_name(seaweedfs: S3Part, http_session: aiohttp.ClientSession) -> None:

@@ -9,6 +9,7 @@ import pytest_asyncio
 
 from broker.model import Abilities, Store
 from tests.parts.seaweedfs import S3Part
+from tests.parts.storeside import StoresidePart
 from tests.parts.swift import SwiftPart
 
 SEAWEEDFS = Abilities(
@@ -26,6 +27,11 @@ SWIFT = Abilities(
     binds_length=False, binds_md5=False, binds_sha256=False, refuses_overwrite=False, observes=("md5",),
     multipart=True, observes_parts=("md5",), seals_parts=True, copies=True,
 )  # fmt: skip
+STORESIDE = Abilities(
+    reads=True, ranges=True, writes=True, deletes=True, refuses_tampering=True, refuses_expired=True,
+    binds_length=True, binds_md5=True, binds_sha256=True, refuses_overwrite=True, observes=("sha256", "md5"),
+    multipart=True, observes_parts=("sha256", "md5"), seals_parts=True, copies=False,
+)  # fmt: skip
 
 
 def s3_record(part: S3Part, name: str = "s3", abilities: Abilities = SEAWEEDFS, **settings: str) -> Store:
@@ -39,6 +45,11 @@ def swift_record(part: SwiftPart, abilities: Abilities = SWIFT, **settings: str)
     """A registration of `part`, with the credential ``c``."""
     named = {"account": part.account, "container": part.container, **settings}
     return Store(2, "swift", "swift", "eu/az2", part.endpoint, settings=named, credential="c", abilities=abilities)
+
+
+def storeside_record(part: StoresidePart, abilities: Abilities = STORESIDE, **settings: str) -> Store:
+    """A registration of `part`, which needs no credential."""
+    return Store(3, "disk", "http", "eu/az1", part.url, settings={"audience": part.audience, **settings}, abilities=abilities)
 
 
 def without_clock(abilities: Abilities) -> Mapping[str, object]:
