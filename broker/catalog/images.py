@@ -140,12 +140,16 @@ async def update(
     Raises `PreconditionFailed` when it is no longer at `version`, and `NotFound`.
     """
     with reachable():
+        # Who may read a blob follows from its images: the second update tells whoever keeps the blobs in memory.
         updated = await db.fetchval(
-            """UPDATE images i SET name = $3, visibility = $4, properties = $5, version = version + 1, updated_at = now(),
-                      status = CASE WHEN $6 THEN 'deactivated'
-                                    WHEN EXISTS (SELECT FROM image_blobs ib JOIN blobs b ON b.id = ib.blob_id
-                                                 WHERE ib.image_id = i.id AND b.state = 'active') THEN 'active' ELSE 'queued' END
-               WHERE id = $1 AND ($2::int IS NULL OR version = $2) RETURNING true""",
+            """WITH changed AS (
+                   UPDATE images i SET name = $3, visibility = $4, properties = $5, version = version + 1, updated_at = now(),
+                          status = CASE WHEN $6 THEN 'deactivated'
+                                        WHEN EXISTS (SELECT FROM image_blobs ib JOIN blobs b ON b.id = ib.blob_id
+                                                     WHERE ib.image_id = i.id AND b.state = 'active') THEN 'active' ELSE 'queued' END
+                   WHERE id = $1 AND ($2::int IS NULL OR version = $2) RETURNING id
+               ), told AS (UPDATE image_blobs SET format = format WHERE image_id IN (SELECT id FROM changed))
+               SELECT id FROM changed""",
             id, version, name, visibility.value, dict(properties), deactivated,
         )  # fmt: skip
     if not updated:

@@ -1,0 +1,220 @@
+"""Images over the API.
+
+Rules
+- What a principal may not see does not exist (`broker.permit`). An id that is taken is a conflict for everyone alike.
+- Only administrators publish, deactivate and reactivate (M16).
+- A blob can be named only by who may read it: nobody gets at bytes by guessing a blob's id.
+- Deleting an image deletes the bytes that no other image needs, where that right was delegated (invariant 7); other replicas
+  are forgotten and their bytes stay. Who deletes is told what stays on the stores that he may know, and of no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from uuid import UUID
+
+from broker import errors, permit
+from broker.catalog import blobs, images, replicas, views
+from broker.catalog.replicas import ReplicaRecord
+from broker.catalog.transaction import transaction
+from broker.model import Blob, BlobState, Client, Exposure, Image, ImageStatus, ReplicaState, Role, Visibility
+from broker.service.context import Context
+from broker.service.idempotency import Claim
+from broker.service.listing import Versioned, id_marker, limit_of, render_page
+from broker.service.places import instant
+from broker.service.tickets import summary
+
+MAX_PROPERTIES = 128
+"""How many properties an image may have; the contract bounds each request by the same number."""
+
+_KEPT = "the right to delete it was not delegated to the broker"
+
+
+async def list_images(context: Context, client: Client, query: Mapping[str, Any]) -> dict[str, Any]:
+    """A page of images, by id. Raises `Invalid` for a marker that is none."""
+    principal = client.principal
+    limit = limit_of(query)
+    found = await images.page(
+        context.db,
+        project=None if principal.role is Role.ADMIN else principal.project,
+        limit=limit + 1,
+        after=id_marker(query),
+        name=query.get("name"),
+        visibility=Visibility(query["visibility"]) if "visibility" in query else None,
+        status=ImageStatus(query["status"]) if "status" in query else None,
+        owner=query.get("project"),
+        format=query.get("format"),
+    )
+    known = await blobs.summaries(context.db, {blob for image in found for blob in image.blobs.values()})
+    return render_page("images", found, limit, lambda image: _render(image, known), lambda image: str(image.id))
+
+
+async def create_image(context: Context, client: Client, request: Mapping[str, Any], claim: Claim) -> Versioned:
+    """Name an image. Raises `Forbidden`, `NotFound` (a blob that cannot be read) and `Conflict` (the id is taken)."""
+    principal = client.principal
+    visibility = Visibility(request.get("visibility", "private"))
+    if not principal.may_write:
+        raise errors.Forbidden("Readers make no images.")
+    if visibility is Visibility.PUBLIC and not permit.may_publish(principal):
+        raise errors.Forbidden("Only administrators make images public.", field="visibility", expected="private or community")
+    id = UUID(request["id"]) if "id" in request else claim.id
+    formats = {format: UUID(blob) for format, blob in request.get("blobs", {}).items()}
+    try:
+        async with transaction(context.db) as connection:
+            await _require_readable(connection, client, formats)
+            image = await images.insert(
+                connection,
+                id,
+                name=request["name"],
+                project=principal.project,
+                subject=principal.subject,
+                visibility=visibility,
+                properties=request.get("properties", {}),
+                blobs=formats,
+            )
+    except errors.Conflict:
+        known = await images.get(context.db, id) if claim.repeated else None
+        if known is None or (known.project, known.name) != (principal.project, request["name"]):
+            raise
+        if await images.created_by(context.db, id) != principal.subject:
+            raise
+        return await _shown(context, known)
+    _forget(context, id, formats.values())
+    return await _shown(context, image)
+
+
+async def get_image(context: Context, client: Client, id: UUID) -> Versioned:
+    """One image. Raises `NotFound`."""
+    return await _shown(context, await _visible(context, client, id))
+
+
+async def change_image(context: Context, client: Client, id: UUID, version: int | None, request: Mapping[str, Any]) -> Versioned:
+    """Apply a merge patch; a property set to ``None`` is removed.
+
+    Raises `NotFound`, `Forbidden`, `PreconditionFailed`, `Invalid` (too many properties), and `Conflict` for ``active`` while no blob is.
+    """
+    image = await _changeable(context, client, id, version)
+    visibility = Visibility(request.get("visibility", image.visibility))
+    if visibility is Visibility.PUBLIC and image.visibility is not Visibility.PUBLIC and not permit.may_publish(client.principal):
+        raise errors.Forbidden("Only administrators make images public.", field="visibility", expected="private or community")
+    properties = {name: value for name, value in {**image.properties, **request.get("properties", {})}.items() if value is not None}
+    if len(properties) > MAX_PROPERTIES:
+        raise errors.Invalid("Too many properties.", field="properties", expected=f"at most {MAX_PROPERTIES} in all")
+    image = await images.update(
+        context.db,
+        id,
+        image.version,
+        name=request.get("name", image.name),
+        visibility=visibility,
+        deactivated=_deactivated(client, image, request),
+        properties=properties,
+    )
+    _forget(context, id, image.blobs.values())
+    return await _shown(context, image)
+
+
+async def delete_image(context: Context, client: Client, id: UUID, version: int | None) -> dict[str, Any]:
+    """Delete an image and what only it needs. Raises `NotFound`, `Forbidden` and `PreconditionFailed`."""
+    image = await _changeable(context, client, id, version)
+    deleting: list[ReplicaRecord] = []
+    kept: list[ReplicaRecord] = []
+    async with transaction(context.db) as connection:
+        await blobs.lock(connection, image.blobs.values())
+        await images.delete(connection, id, image.version)
+        unneeded = await blobs.retire_unneeded(connection, list(image.blobs.values()))
+        # By store, so that two who delete lock the stores' space in the same order.
+        for record in sorted(await replicas.of_blobs(connection, unneeded), key=lambda record: record.store_id):
+            if record.replica.state is ReplicaState.DELETING:
+                continue
+            if record.replica.deletable:
+                await replicas.start_deleting(connection, record, None, f"image {id} was deleted")
+                deleting.append(record)
+            else:
+                await replicas.forget(connection, record, None)
+                kept.append(record)
+    _forget(context, id, image.blobs.values())
+    return {
+        "id": str(id),
+        "deleting": [_location(record) for record in _known(client, deleting)],
+        "kept": [_location(record) | {"reason": _KEPT} for record in _known(client, kept)],
+    }
+
+
+def _known(client: Client, records: Iterable[ReplicaRecord]) -> Iterable[ReplicaRecord]:
+    """Those on stores that this principal may know (M13)."""
+    return (record for record in records if record.exposure is Exposure.PUBLIC or client.principal.sees_private_stores)
+
+
+def _location(record: ReplicaRecord) -> dict[str, Any]:
+    return {"store": record.replica.store, "key": record.replica.key}
+
+
+async def _visible(context: Context, client: Client, id: UUID) -> Image:
+    """The image as the catalogue has it now. Raises `NotFound`."""
+    image = await images.get(context.db, id)
+    if image is None or not permit.may_see_image(client.principal, image.project, image.visibility):
+        raise errors.NotFound("No such image.")
+    return image
+
+
+async def _changeable(context: Context, client: Client, id: UUID, version: int | None) -> Image:
+    """The image, if this principal may change it and it is at that version. Raises `NotFound`, `Forbidden`, `PreconditionFailed`."""
+    image = await _visible(context, client, id)
+    if not permit.may_change_image(client.principal, image.project):
+        raise errors.Forbidden("This image belongs to another project, or your role may not write.")
+    if version is not None and image.version != version:
+        raise errors.PreconditionFailed("The image has changed since it was read.")
+    return image
+
+
+def _deactivated(client: Client, image: Image, request: Mapping[str, Any]) -> bool:
+    """Whether the image will be deactivated. Raises `Forbidden`, and `Conflict` for ``active`` while no blob is."""
+    now = image.status is ImageStatus.DEACTIVATED
+    wanted = ImageStatus(request.get("status", image.status))
+    if wanted is image.status:
+        return now
+    if image.status is ImageStatus.QUEUED and wanted is ImageStatus.ACTIVE:
+        raise errors.Conflict("The image has no verified bytes yet.", field="status", expected="an upload, or a registered replica, first")
+    if client.principal.role is not Role.ADMIN:
+        raise errors.Forbidden("Only administrators deactivate and reactivate images.", field="status")
+    return wanted is ImageStatus.DEACTIVATED
+
+
+async def _require_readable(connection: Any, client: Client, formats: Mapping[str, UUID]) -> None:
+    """Lock the blobs. Raises `NotFound` for one that does not exist, is being deleted or may not be read."""
+    states = await blobs.lock(connection, formats.values())
+    seen = await views.blobs(connection, list(formats.values()))
+    for format, view in zip(formats, seen, strict=True):
+        if (
+            view is None
+            or states.get(view.blob.id) in (None, BlobState.DELETING)
+            or not permit.may_read_blob(client.principal, view.images)
+        ):
+            raise errors.NotFound("No such blob.", field=f"blobs.{format}", expected="a blob that you may read")
+
+
+def _forget(context: Context, id: UUID, blobs: Iterable[UUID]) -> None:
+    """Let this broker know its own write at once."""
+    context.memory.forget("image", str(id))
+    for blob in blobs:
+        context.memory.forget("blob", str(blob))
+
+
+async def _shown(context: Context, image: Image) -> Versioned:
+    known = await blobs.summaries(context.db, image.blobs.values())
+    return Versioned(_render(image, known), image.version)
+
+
+def _render(image: Image, known: Mapping[UUID, Blob]) -> dict[str, Any]:
+    return {
+        "id": str(image.id),
+        "name": image.name,
+        "project": image.project,
+        "visibility": image.visibility.value,
+        "status": image.status.value,
+        "properties": dict(image.properties),
+        "blobs": {format: summary(known[blob]) for format, blob in image.blobs.items() if blob in known},
+        "created_at": instant(image.created_at),
+        "updated_at": instant(image.updated_at),
+    }
