@@ -2,7 +2,8 @@
 
 Rules
 - No location that a replica counts on (active, unsealed or pending) is ever handed out, whatever was scheduled
-  (invariant 6): such a row is put off. Who registers a location that is scheduled here has to take the row away first (`cancel`).
+  (invariant 6): such a row waits. A location that is scheduled here cannot be registered (`broker.catalog.replicas`),
+  so the two never meet.
 - A row is claimed by moving its `due_at` on, not by a lock: the broker that claimed it may die, and the next one finds it due.
 - Its space is given back, and its replica forgotten, only once the store said that the bytes are gone (`done`).
 """
@@ -12,14 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
-
-import asyncpg
 
 from broker.catalog.connect import reachable
 
-Database = asyncpg.Pool[asyncpg.Record] | asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+Database: TypeAlias = "asyncpg.Pool[asyncpg.Record] | asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 CLAIM_SECONDS = 300.0
 """After so long without an outcome another broker may try a claimed row."""
@@ -38,7 +37,7 @@ class Deletion:
 
 
 async def schedule(
-    db: Database,
+    db: Any,
     store_id: int,
     key: str,
     *,
@@ -67,13 +66,7 @@ async def schedule(
         )
 
 
-async def cancel(db: Database, store_id: int, key: str) -> None:
-    """Forget what is scheduled for a location of which a replica is about to be registered."""
-    with reachable():
-        await db.execute("DELETE FROM deletions WHERE store_id = $1 AND key = $2 AND multipart_id IS NULL", store_id, key)
-
-
-async def due(db: Database, limit: int) -> Sequence[Deletion]:
+async def due(db: Any, limit: int) -> Sequence[Deletion]:
     """Claim up to `limit` rows that are due, oldest first. Brokers that ask at once get different rows."""
     with reachable():
         rows = await db.fetch(
@@ -89,7 +82,7 @@ async def due(db: Database, limit: int) -> Sequence[Deletion]:
     return [_deletion(row) for row in sorted(rows, key=lambda row: row["id"])]
 
 
-async def done(db: Database, deletion: Deletion) -> None:
+async def done(db: Any, deletion: Deletion) -> None:
     """The store has it no more: give back the space, forget the replica. Calling it twice changes nothing."""
     with reachable():
         await db.execute(
@@ -101,7 +94,7 @@ async def done(db: Database, deletion: Deletion) -> None:
         )
 
 
-async def retry_later(db: Database, deletion: Deletion, seconds: float, problem: str) -> None:
+async def retry_later(db: Any, deletion: Deletion, seconds: float, problem: str) -> None:
     """It could not be removed now: try again after `seconds`. `problem` is for the operator and holds no secret."""
     with reachable():
         await db.execute(

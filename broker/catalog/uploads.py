@@ -18,7 +18,7 @@ from uuid import UUID
 
 import asyncpg
 
-from broker.catalog import deletions
+from broker.catalog import deletions, views
 from broker.catalog.connect import reachable
 from broker.model import Digests, PartSeen, Purpose, UploadState
 
@@ -124,6 +124,40 @@ async def get(db: Any, id: UUID, *, lock: bool = False) -> Upload | None:
         row = await db.fetchrow(_UPLOAD + ("FOR UPDATE" if lock else ""), id, SILENT_SECONDS)
         places = [] if row is None else await db.fetch(_DESTINATIONS, id)
     return None if row is None else _upload(row, places)
+
+
+async def under_way(db: Any, blob_id: UUID) -> bool:
+    """Whether an upload of this blob may still be committed."""
+    with reachable():
+        return bool(
+            await db.fetchval(
+                "SELECT EXISTS (SELECT FROM uploads WHERE blob_id = $1 AND state IN ('open', 'committing')"
+                " AND expires_at > clock_timestamp())",
+                blob_id,
+            )
+        )
+
+
+async def latest_of(db: Any, blob_id: UUID) -> Upload | None:
+    """The latest upload of this blob."""
+    with reachable():
+        id = await db.fetchval("SELECT id FROM uploads WHERE blob_id = $1 ORDER BY id DESC LIMIT 1", blob_id)
+    return None if id is None else await get(db, id)
+
+
+async def with_proven_digest(db: Any, size: int, digests: Digests) -> list[views.BlobView]:
+    """Active blobs of that size with the SHA-256 or SHA-512 given, computed by a store over an active replica of the whole."""
+    with reachable():
+        rows = await db.fetch(
+            "SELECT b.id FROM blobs b WHERE b.state = 'active' AND b.size = $1"
+            " AND ((b.digests ->> 'sha256' = $2 AND EXISTS (SELECT FROM replicas r WHERE r.blob_id = b.id AND r.state = 'active'"
+            "       AND 'sha256' = ANY (string_to_array(r.observed_strength, ','))))"
+            "   OR (b.digests ->> 'sha512' = $3 AND EXISTS (SELECT FROM replicas r WHERE r.blob_id = b.id AND r.state = 'active'"
+            "       AND 'sha512' = ANY (string_to_array(r.observed_strength, ','))))) ORDER BY b.id LIMIT 16",
+            size, digests.get("sha256"), digests.get("sha512"),
+        )  # fmt: skip
+        found = await views.blobs(db, [row["id"] for row in rows]) if rows else []
+    return [view for view in found if view is not None]
 
 
 # -- beginning
@@ -259,13 +293,9 @@ async def reopen(db: Any, id: UUID, store_id: int, final_key: str) -> None:
 
 
 async def committed(connection: Any, upload: Upload, store_id: int, key: str, replica_id: UUID, size: int, digests: Digests) -> None:
-    """End an upload whose bytes are now the replica `replica_id` at `key`; in a transaction with the upload locked."""
+    """End an upload whose bytes are now the replica `replica_id` at `key`, which takes its own space; with the upload locked."""
     with reachable():
-        winner = upload.destination(store_id)
-        more = size - (winner.reserved if winner is not None else 0)
-        await _give_back(connection, [place for place in upload.destinations if place.store_id != store_id])
-        await connection.execute("UPDATE spaces SET taken = greatest(0, taken + $2) WHERE store_id = $1", store_id, more)
-        await connection.execute("UPDATE destinations SET reserved = 0 WHERE upload_id = $1", upload.id)
+        await _give_back(connection, upload.destinations)
         await connection.execute(
             "UPDATE uploads SET state = 'committed', replica_id = $2, size = $3, digests = $4, touched_at = clock_timestamp()"
             " WHERE id = $1",
@@ -323,18 +353,6 @@ async def forget_ended(connection: Any, seconds: float, limit: int) -> int:
                 await _unlink_queued(connection, upload)
                 await connection.execute("DELETE FROM uploads WHERE id = $1", upload.id)
                 await _forget_queued(connection, upload)
-    return len(rows)
-
-
-async def forget_blobs(db: Any, limit: int) -> int:
-    """Forget blobs that are ``deleting`` and of which nothing is left. Returns how many."""
-    with reachable():
-        rows = await db.fetch(
-            "DELETE FROM blobs WHERE id IN (SELECT id FROM blobs b WHERE state = 'deleting'"
-            " AND NOT EXISTS (SELECT FROM replicas WHERE blob_id = b.id) AND NOT EXISTS (SELECT FROM image_blobs WHERE blob_id = b.id)"
-            " AND NOT EXISTS (SELECT FROM uploads WHERE blob_id = b.id) LIMIT $1 FOR UPDATE SKIP LOCKED) RETURNING id",
-            limit,
-        )
     return len(rows)
 
 

@@ -1,0 +1,244 @@
+"""Where an upload may go: the ranking of stores to write to, and how one of them is taken.
+
+A place is taken in three steps, each of which can be repeated: its space is reserved, its slot leased, its multipart upload
+begun. Whoever finds a place half taken, after a broker died, takes the steps that are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from secrets import token_urlsafe
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from broker import accept, admit, errors, permit, rank
+from broker.catalog import deletions, leases, uploads
+from broker.catalog.transaction import transaction
+from broker.catalog.uploads import Destination, NewDestination, Upload
+from broker.model import Client, Direction, Operation, Store, UploadState
+from broker.paths import Load
+from broker.service import parts, tickets
+from broker.service.context import Context
+from broker.service.targets import Target
+
+HAS_REPLICA = "has-replica"
+NO_CAPACITY = "no-capacity"
+UNREACHABLE = "unreachable"
+FULL = "full"
+
+
+class Ranked(NamedTuple):
+    """The stores to write to, best first, and why the others are not among them, as far as the client may know."""
+
+    places: list[NewDestination]
+    excluded: list[dict[str, str]]
+
+
+def rank_stores(context: Context, client: Client, request: Mapping[str, Any], target: Target) -> Ranked:
+    """Accept or exclude each store, and put those accepted in the order to try them. Raises `Invalid`, `NoDestination`."""
+    policy, principal = context.policy, client.principal
+    needs_digest = not policy.verify.size_suffices
+    candidates: list[accept.Candidate] = []
+    cuts: dict[str, parts.Cut] = {}
+    excluded: list[dict[str, str]] = []
+    for store in context.memory.stores().values():
+        reason = _against(context, store, target, needs_digest, cuts)
+        if reason is None:
+            candidates.append(
+                accept.destination(store, store.endpoint.partition(":")[0], context.memory.driver(store.name).limits.max_object)
+            )
+            continue
+        context.metrics.exclusion(reason)
+        if permit.may_see_store(principal, store):
+            excluded.append({"store": store.name, "reason": reason})
+    ask = accept.Request(
+        operation=Operation.UPLOAD,
+        site=tickets.site_of(context, client, request),
+        size=target.size,
+        project=principal.project,
+        sees_private=principal.sees_private_stores,
+        prefer=tickets.store_names(context, client, request, "prefer"),
+        avoid=tickets.avoided(context, client, request, (candidate.store for candidate in candidates)),
+        schemes=frozenset(request.get("schemes", ())),
+        digests=frozenset(target.digests),
+        needs_digest=needs_digest,
+        failed_until=context.memory.failures(client.name),
+    )
+    averages, loads = context.memory.averages(Direction.WRITE), context.memory.write_loads
+    ranking = rank.rank(ask, candidates, averages, loads, policy.rank, context.clock(), context.rng)
+    for exclusion in (*ranking.excluded, *ranking.hidden):
+        context.metrics.exclusion(exclusion.reason)
+    excluded += tickets.excluded(ranking)
+    chosen: list[NewDestination] = []
+    for candidate, estimate, weight in ranking.sources:
+        known = context.memory.store(candidate.store)
+        if known is not None:
+            chosen.append(_place(known, len(chosen) + 1, target.blob_id, cuts[known.name], estimate, weight))
+    if not chosen:
+        context.metrics.tickets.inc("upload", "no-destination", "")
+        too_large = bool(excluded) and all(entry["reason"] == parts.TOO_LARGE for entry in excluded)
+        error = errors.TooLarge if too_large else errors.NoDestination
+        raise error("No store can take this upload.", extra={"excluded": excluded})
+    return Ranked(chosen, excluded)
+
+
+def _against(context: Context, store: Store, target: Target, needs_digest: bool, cuts: dict[str, parts.Cut]) -> str | None:
+    """What is against a store apart from what `accept` knows; how bytes would be cut for it goes to `cuts`."""
+    if store.name in target.taken:
+        return HAS_REPLICA
+    try:
+        limits = context.memory.driver(store.name).limits
+    except errors.BrokerError:
+        return UNREACHABLE
+    if not store.enabled or not store.writable or not store.abilities.writes:
+        cuts[store.name] = parts.Cut(None)
+        return None  # `accept` says it better
+    found = parts.cut(
+        target.size,
+        store.abilities,
+        limits,
+        single_put_limit=context.policy.single_put_limit,
+        min_part_size=context.policy.min_part_size,
+        needs_digest=needs_digest,
+    )
+    if isinstance(found, str):
+        return found
+    cuts[store.name] = found
+    return None
+
+
+def _place(store: Store, position: int, blob_id: UUID, how: parts.Cut, estimate: rank.Estimate, weight: float) -> NewDestination:
+    """A destination's row. Keys are ``<blob>/<unguessable>``: those of the staged and the sealed object share only the blob."""
+    shown = {
+        "seconds": estimate.seconds,
+        "rate": estimate.rate,
+        "setup_seconds": estimate.setup_seconds,
+        "success": estimate.success,
+        "basis": estimate.basis,
+        "weight": weight,
+    }
+    return NewDestination(store.id, position, fresh_key(blob_id), fresh_key(blob_id), how.part_size, shown)
+
+
+def fresh_key(blob_id: UUID) -> str:
+    """A key that nobody can guess and nothing has been written to."""
+    return f"{blob_id}/{token_urlsafe(32)}"
+
+
+async def take(context: Context, id: UUID, store: Store) -> tuple[Upload, Destination]:
+    """Make the upload's place on `store` active: space, lease, multipart upload.
+
+    Raises `Busy`, `NoDestination` (no room), `StoreUnavailable`, `Gone`, `Invalid` (no such place); the place then rests again.
+    """
+    first = await _reserve(context, id, store)
+    leased = False
+    try:
+        leased = await lease(context, id, store, await _seconds(context, id, store))
+        if not leased:
+            raise await _full(context, store)
+        upload, place = await _current(context, id, store)
+        if place.part_size is not None and place.multipart_id is None:
+            await _begin(context, upload, place, store)
+            upload, place = await _current(context, id, store)
+    except errors.BrokerError as error:
+        if first and not isinstance(error, errors.Unavailable):
+            await _rest(context, id, store)
+        raise
+    return upload, place
+
+
+async def _reserve(context: Context, id: UUID, store: Store) -> bool:
+    """Take the space of a standby place. True when this call did; False when the place is active already."""
+    async with transaction(context.db) as connection:
+        upload = open_(await uploads.get(connection, id, lock=True))
+        place = upload.destination(store.id)
+        if place is None or place.state == "dropped":
+            raise errors.Invalid("The ticket names no such store.", field="store", expected="a store of the ticket's destinations")
+        if place.state == "active":
+            return False
+        if not await uploads.activate(connection, upload, store.id):
+            raise errors.NoDestination("The store has no room.", extra={"excluded": [{"store": store.name, "reason": NO_CAPACITY}]})
+    return True
+
+
+async def _rest(context: Context, id: UUID, store: Store) -> None:
+    """Let go of a place that could not be taken as a whole."""
+    async with transaction(context.db) as connection:
+        upload = await uploads.get(connection, id, lock=True)
+        if upload is not None and upload.state is UploadState.OPEN:
+            await uploads.rest(connection, upload, store.id)
+    await leases.release(context.db, [(id, store.id)])
+
+
+async def lease(context: Context, id: UUID, store: Store, seconds: float) -> bool:
+    """Renew the upload's lease on `store`, or get one; expired ones are swept before it is refused. Stores without slots need none."""
+    if store.write_slots is None:
+        return True
+    for attempt in range(2):
+        if await leases.renew(context.db, id, store.id, seconds, context.policy.admit.max_total_seconds) is not None:
+            return True
+        if attempt:
+            await leases.sweep(context.db)
+        want = leases.Want(store.id, Direction.WRITE.value, seconds)
+        ((grant, held),) = await context.grants([leases.GrantRequest(id, None, [want], False)])
+        context.memory.note_leases(held)
+        if grant.leases:
+            return True
+    context.metrics.leases_refused.inc(store.name, Direction.WRITE.value)
+    return False
+
+
+async def _seconds(context: Context, id: UUID, store: Store) -> float:
+    """How long the lease of this place is to last."""
+    _, place = await _current(context, id, store)
+    return lease_seconds(context, place)
+
+
+def lease_seconds(context: Context, place: Destination) -> float:
+    """How long a lease lasts for a place with that estimate."""
+    return admit.lease_seconds(float(place.estimate["seconds"]), context.policy.admit)
+
+
+async def _full(context: Context, store: Store) -> errors.Busy:
+    ends = await leases.ends(context.db, [store.id], Direction.WRITE)
+    wait = admit.retry_after(
+        [admit.Offer(store.name, store.write_slots, 0.0)],
+        {store.name: Load(active=len(ends.get(store.id, ())), ends=ends.get(store.id, ()))},
+        context.clock(),
+        context.policy.admit,
+    )
+    return errors.Busy("The store is at its limit.", retry_after=wait, extra={"excluded": [{"store": store.name, "reason": FULL}]})
+
+
+async def _begin(context: Context, upload: Upload, place: Destination, store: Store) -> None:
+    """Begin the multipart upload. When two brokers do at once, one of theirs counts and the other is aborted."""
+    assert place.part_size is not None
+    driver = context.memory.driver(store.name)
+    fresh = await driver.begin(place.staging_key, upload.size, place.part_size, parts.metadata(upload, upload.digests))
+    kept = await uploads.begun(context.db, upload.id, store.id, fresh)
+    if kept != fresh:
+        await deletions.schedule(context.db, store.id, place.staging_key, multipart_id=fresh, reason="begun twice")
+
+
+async def _current(context: Context, id: UUID, store: Store) -> tuple[Upload, Destination]:
+    upload = open_(await uploads.get(context.db, id))
+    place = upload.destination(store.id)
+    if place is None:
+        raise errors.Invalid("The ticket names no such store.", field="store", expected="a store of the ticket's destinations")
+    return upload, place
+
+
+def open_(upload: Upload | None) -> Upload:
+    """The upload if it can still be written to. Raises `NotFound`, `Gone`, `Conflict`."""
+    if upload is None:
+        raise errors.NotFound("No such ticket.")
+    if upload.state is UploadState.COMMITTING:
+        raise errors.Conflict("The upload is being committed.", retry_after=1.0)
+    if upload.state is not UploadState.OPEN or upload.expired:
+        raise errors.Gone(f"The upload has ended ({ended(upload)}); ask for a new one.")
+    return upload
+
+
+def ended(upload: Upload) -> str:
+    """How it ended, in a word or a sentence."""
+    return upload.problem or ("expired" if upload.state is UploadState.OPEN else upload.state.value)

@@ -1,0 +1,367 @@
+"""Where can I put this? The way of an upload ticket, and what can be done with it until it is committed.
+
+Read downwards: `upload` resolves the target, looks whether the bytes are known, ranks the stores, writes the upload with its
+places, takes the best place that can be taken, and answers. All of it can be repeated with the same id: what was done is
+found, what is missing is done. An upload belongs to the principal that asked for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from broker import errors
+from broker.catalog import leases, uploads
+from broker.catalog import tickets as records
+from broker.catalog.transaction import transaction
+from broker.catalog.uploads import Destination, NewUpload, Upload
+from broker.model import Blob, BlobState, Client, Operation, Store, UploadState, new_id
+from broker.service import destinations, parts, places, targets, tickets
+from broker.service.context import Context
+from broker.service.targets import Known, Target
+from broker.verify import Declaration, declaration_problems
+
+MOST_TTLS = 7
+"""However active, an upload ends after so many times `Policy.upload_ttl_seconds`."""
+
+
+async def upload(context: Context, client: Client, request: Mapping[str, Any], ticket_id: UUID | None = None) -> dict[str, Any]:
+    """An upload ticket. With the id of an earlier request it is that one's ticket, finished if a broker died over it.
+
+    Raises `Forbidden`, `NotFound`, `Conflict`, `Invalid`, `NoDestination`, `TooLarge`, `Busy`, `StoreUnavailable`, `Gone`.
+    """
+    id = ticket_id or new_id(context.clock())
+    excluded: list[dict[str, str]] = []
+    found = await uploads.get(context.db, id)
+    if found is None:
+        target = await targets.resolve(context, client, request)
+        known = await targets.known(context, client, target)
+        if known is not None and await _link(context, client, id, target, known):
+            return await _answer(context, await _own(context, client, id), [])
+        ranked = destinations.rank_stores(context, client, request, target)
+        excluded = ranked.excluded
+        row = _row(context, client, id, target)
+        try:
+            async with transaction(context.db) as connection:
+                await targets.write(connection, client, target)
+                await uploads.create(connection, row, ranked.places[: max(request.get("count", 1), _TRIED)])
+        except asyncpg.UniqueViolationError:
+            pass  # the same request came twice at once; the other one wrote it
+        if target.image_id is not None:
+            context.memory.forget("image", str(target.image_id))
+    mine = await _own(context, client, id)
+    if mine.state is UploadState.OPEN and not mine.expired:
+        await _take_one(context, client, mine, excluded)
+        mine = await _own(context, client, id)
+        await _record(context, client, mine)
+    context.metrics.tickets.inc("upload", "granted", _first_store(context, mine))
+    return await _answer(context, mine, excluded, most=request.get("count", 1))
+
+
+_TRIED = 5
+"""So many of the ranked places are kept with an upload, more if the client asks: another one is taken when the best is full or down."""
+
+
+def _row(context: Context, client: Client, id: UUID, target: Target) -> NewUpload:
+    return NewUpload(
+        id=id,
+        blob_id=target.blob_id,
+        image_id=target.image_id,
+        format=target.format,
+        purpose=target.purpose,
+        project=client.principal.project,
+        subject=client.principal.subject,
+        size=target.size,
+        digests=target.digests,
+        makes_image=target.new_image is not None,
+        ttl_seconds=context.policy.upload_ttl_seconds,
+    )
+
+
+async def _take_one(context: Context, client: Client, upload: Upload, excluded: list[dict[str, str]]) -> None:
+    """Take the best place that can be taken, unless one is taken already. Without any, the upload is as if never asked for."""
+    ranked = sorted(upload.destinations, key=lambda place: (place.state != "active", place.rank))
+    last: errors.BrokerError = errors.NoDestination("No store can take this upload.")
+    for place in ranked:
+        store = context.memory.store_by_id(place.store_id)
+        if store is None:
+            continue
+        try:
+            await destinations.take(context, upload.id, store)
+            return
+        except (errors.Busy, errors.NoDestination) as error:
+            excluded += error.extra.get("excluded", [])
+            last = error if not isinstance(last, errors.Busy) else last
+        except errors.StoreUnavailable as error:
+            excluded.append({"store": store.name, "reason": destinations.UNREACHABLE})
+            last = error if not isinstance(last, errors.Busy) else last
+    async with transaction(context.db) as connection:
+        now = await uploads.get(connection, upload.id, lock=True)
+        if now is not None and now.state is UploadState.OPEN and all(place.state == "standby" for place in now.destinations):
+            await uploads.discard(connection, now)
+    last.extra["excluded"] = excluded
+    context.metrics.tickets.inc("upload", last.type, "")
+    raise last
+
+
+async def _link(context: Context, client: Client, id: UUID, target: Target, known: Known) -> bool:
+    """Make the image of bytes that are there already. False when they went away meanwhile."""
+    async with transaction(context.db) as connection:
+        state = await connection.fetchval("SELECT state FROM blobs WHERE id = $1 FOR UPDATE", known.blob_id)
+        if state != BlobState.ACTIVE.value:
+            return False
+        linked = Target(
+            known.blob_id, target.image_id, target.format, target.purpose, known.size, known.digests, False, target.new_image, True
+        )
+        await targets.write(connection, client, linked)
+        await uploads.create(connection, _row(context, client, id, linked), [])
+        await connection.execute(
+            "UPDATE images SET status = 'active', updated_at = now(), version = version + 1 WHERE id = $1 AND status = 'queued'",
+            target.image_id,
+        )
+        await connection.execute(
+            "UPDATE uploads SET state = 'committed', replica_id = $2, touched_at = clock_timestamp() WHERE id = $1", id, known.replica_id
+        )
+    context.memory.forget("blob", str(known.blob_id))
+    context.memory.forget("image", str(target.image_id))
+    await _record(context, client, await _own(context, client, id))
+    context.metrics.tickets.inc("upload", "known", "")
+    return True
+
+
+async def _record(context: Context, client: Client, upload: Upload) -> None:
+    """Write the ticket's row, once, so that every verb of tickets finds it."""
+    principal = client.principal
+    loads = context.memory.write_loads
+    recorded = []
+    for place in upload.destinations:
+        store = context.memory.store_by_id(place.store_id)
+        if store is not None:
+            at_once = loads[store.name].active if store.name in loads else 1
+            told = place.estimate
+            recorded.append(
+                places.Recorded(
+                    store.id, None, place.state == "active", max(1, at_once), told["seconds"], told["rate"], told["setup_seconds"],
+                    told["success"], told["basis"], told["weight"],
+                )
+            )  # fmt: skip
+    row = leases.TicketRow(
+        Operation.UPLOAD, principal.project, principal.subject, client.instance, client.address, client.site, upload.image_id,
+        upload.blob_id, upload.size, orjson.dumps(recorded).decode(), context.policy.upload_ttl_seconds * MOST_TTLS,
+    )  # fmt: skip
+    await context.grants([leases.GrantRequest(upload.id, row, [], False)])
+
+
+# -- what can be done with it
+
+
+async def sign_parts(context: Context, client: Client, ticket: UUID, request: Mapping[str, Any]) -> dict[str, Any]:
+    """URLs for parts, bound to what is known of them by now. Raises `NotFound`, `Gone`, `Invalid`, `Conflict`, `StoreUnavailable`."""
+    mine = destinations.open_(await _own(context, client, ticket))
+    size = request.get("size")
+    if size is not None and size != mine.size:
+        mine = await _bind_size(context, mine, size)
+    store, place = active_place(context, mine, request.get("store"))
+    if place.part_size is None or place.multipart_id is None:
+        raise errors.Conflict("This upload goes in one PUT; refresh the ticket for another URL.")
+    digests = {int(number): told for number, told in request.get("digests", {}).items()}
+    if not await destinations.lease(context, mine.id, store, destinations.lease_seconds(context, place)):
+        raise errors.Conflict("The lease has ended and the store is at its limit; refresh the ticket later.", retry_after=10.0)
+    mine = await _touch(context, client, mine)
+    return {"store": store.name, "parts": await parts.sign(context, mine, place, store, request["numbers"], digests)}
+
+
+async def activate_destination(context: Context, client: Client, ticket: UUID, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Take a standby place. Raises `NotFound`, `Gone`, `Invalid`, `Busy`, `NoDestination`, `StoreUnavailable`."""
+    mine = destinations.open_(await _own(context, client, ticket))
+    store = context.memory.store(request["store"])
+    if store is None or mine.destination(store.id) is None:
+        raise errors.Invalid("The ticket names no such store.", field="store", expected="a store of the ticket's destinations")
+    await destinations.take(context, mine.id, store)
+    return await _answer(context, await _touch(context, client, mine), [], most=len(mine.destinations))
+
+
+async def refresh_upload(context: Context, client: Client, ticket: UUID) -> dict[str, Any]:
+    """The same places with new URLs, for parts those that have not arrived. Raises `NotFound`, `Gone`, `Busy`, `StoreUnavailable`."""
+    mine = await _own(context, client, ticket)
+    if mine.state is UploadState.COMMITTED or mine.state is UploadState.COMMITTING:
+        return await _answer(context, mine, [])
+    mine = destinations.open_(mine)
+    for place in mine.destinations:
+        store = context.memory.store_by_id(place.store_id)
+        if store is not None and place.state == "active":
+            await destinations.take(context, mine.id, store)
+    return await _answer(context, await _touch(context, client, mine), [], most=len(mine.destinations))
+
+
+async def upload_state(context: Context, client: Client, ticket: UUID) -> dict[str, Any]:
+    """The upload as it stands, with the parts that the stores have seen. Raises `NotFound`, `StoreUnavailable`."""
+    mine = await _own(context, client, ticket)
+    held = {lease.store_id: lease.expires_at for lease in await leases.held(context.db, ticket)}
+    shown_places: list[dict[str, Any]] = []
+    for place in mine.destinations:
+        store = context.memory.store_by_id(place.store_id)
+        if store is None:
+            continue
+        shown: dict[str, Any] = {"store": store.name, "state": place.state}
+        if store.id in held:
+            shown["lease_expires_at"] = places.instant(held[store.id])
+        if place.part_size is not None:
+            shown["part_size"] = place.part_size
+            if mine.state is UploadState.OPEN and place.state == "active":
+                shown["seen"] = [{"number": part.number, "size": part.size} for part in await seen_parts(context, store, place)]
+        shown_places.append(shown)
+    answer = await _head(context, mine)
+    answer["places"] = shown_places
+    if mine.problem:
+        answer["problem"] = mine.problem
+    return answer
+
+
+async def release_upload(context: Context, client: Client, ticket: UUID) -> None:
+    """Abandon the upload now; what it wrote is removed. One that has ended stays as it is. Raises `NotFound`, `Conflict`."""
+    await _own(context, client, ticket)
+    async with transaction(context.db) as connection:
+        mine = await uploads.get(connection, ticket, lock=True)
+        if mine is None:
+            raise errors.NotFound("No such ticket.")
+        if mine.state is UploadState.COMMITTING and not mine.silent:
+            raise errors.Conflict("The upload is being committed.", retry_after=1.0)
+        if mine.state in (UploadState.OPEN, UploadState.COMMITTING):
+            await uploads.abandoned(connection, mine)
+    await records.release(context.db, ticket)
+    await leases.release(context.db, [(ticket, None)])
+    forget(context, mine)
+
+
+def forget(context: Context, upload: Upload) -> None:
+    """Read one's own write."""
+    context.memory.forget("blob", str(upload.blob_id))
+    if upload.image_id is not None:
+        context.memory.forget("image", str(upload.image_id))
+
+
+def active_place(context: Context, upload: Upload, name: str | None) -> tuple[Store, Destination]:
+    """The active place on the store called `name`; without a name, the one that is active. Raises `Invalid`."""
+    found = []
+    for place in upload.destinations:
+        store = context.memory.store_by_id(place.store_id)
+        if store is not None and place.state == "active" and name in (None, store.name):
+            found.append((store, place))
+    if len(found) != 1:
+        raise errors.Invalid("Name the store that the bytes are on.", field="store", expected="a store of the ticket's active destinations")
+    return found[0]
+
+
+async def seen_parts(context: Context, store: Store, place: Destination) -> Sequence[Any]:
+    """The parts that the store has; none when it does not know the multipart upload. Raises `StoreUnavailable`."""
+    if place.multipart_id is None:
+        return []
+    try:
+        return await context.memory.driver(store.name).parts(place.staging_key, place.multipart_id)
+    except errors.Gone:
+        return []
+
+
+# -- its parts
+
+
+async def own(context: Context, client: Client, id: UUID) -> Upload:
+    """The client's own upload. Raises `NotFound`."""
+    found = await uploads.get(context.db, id)
+    principal = client.principal
+    if found is None or (found.project, found.subject) != (principal.project, principal.subject):
+        raise errors.NotFound("No such ticket.")
+    return found
+
+
+_own = own
+
+
+async def _touch(context: Context, client: Client, upload: Upload) -> Upload:
+    """Note activity. Raises `Gone`, `Conflict`."""
+    ttl = context.policy.upload_ttl_seconds
+    if await uploads.touch(context.db, upload.id, ttl, ttl * MOST_TTLS) is None:
+        destinations.open_(await _own(context, client, upload.id))
+    return await _own(context, client, upload.id)
+
+
+async def _bind_size(context: Context, upload: Upload, size: int) -> Upload:
+    """Take over the size of an upload that began without one. Raises `Conflict`, `NoDestination`."""
+    targets.complain(declaration_problems(Declaration(size=size)))
+    async with transaction(context.db) as connection:
+        current = destinations.open_(await uploads.get(connection, upload.id, lock=True))
+        if current.size is not None and current.size != size:
+            raise errors.Conflict("Another size was declared before.", field="size", expected=str(current.size))
+        if current.size is None and not await uploads.bind_size(connection, current, size):
+            raise errors.NoDestination("The store has no room for that size.", extra={"excluded": []})
+        bound = await uploads.get(connection, upload.id)
+    return destinations.open_(bound)
+
+
+def _first_store(context: Context, upload: Upload) -> str:
+    for place in upload.destinations:
+        store = context.memory.store_by_id(place.store_id)
+        if place.state == "active" and store is not None:
+            return store.name
+    return ""
+
+
+async def _head(context: Context, upload: Upload) -> dict[str, Any]:
+    """What a ticket and its state have in common."""
+    state = "expired" if upload.state is UploadState.OPEN and upload.expired else upload.state.value
+    blob_state = BlobState.ACTIVE if upload.state is UploadState.COMMITTED else BlobState.QUEUED
+    head: dict[str, Any] = {
+        "id": str(upload.id),
+        "operation": "upload",
+        "state": state,
+        "blob": tickets.summary(Blob(upload.blob_id, upload.size, upload.digests, blob_state)),
+        "expires_at": places.instant(upload.expires_at),
+    }
+    if upload.image_id is not None:
+        head["image"] = str(upload.image_id)
+    if upload.format is not None:
+        head["format"] = upload.format
+    return head
+
+
+async def _answer(context: Context, upload: Upload, excluded: Sequence[dict[str, str]], most: int = 1) -> dict[str, Any]:
+    """The ticket: active places with URLs, and so many standby ones that there are `most` in all."""
+    answer = await _head(context, upload)
+    shown: list[dict[str, Any]] = []
+    if upload.state is UploadState.OPEN:
+        ranked = sorted(upload.destinations, key=lambda place: (place.state != "active", place.rank))
+        for place in ranked:
+            store = context.memory.store_by_id(place.store_id)
+            if store is not None and (place.state == "active" or (place.state == "standby" and len(shown) < most)):
+                shown.append(await _show(context, upload, place, store, len(shown) + 1))
+    answer["destinations"] = shown
+    answer["excluded"] = list(excluded)
+    if upload.state is UploadState.COMMITTED and not upload.destinations:
+        answer["known"] = True
+    return answer
+
+
+async def _show(context: Context, upload: Upload, place: Destination, store: Store, rank: int) -> dict[str, Any]:
+    """One destination as JSON, signed if it is active."""
+    told = place.estimate
+    row = places.Place(
+        store.name, store.site, store.kind, place.staging_key, place.state, told["seconds"], told["rate"], told["setup_seconds"],
+        told["success"], told["basis"], told["weight"],
+    )  # fmt: skip
+    if place.state == "active" and place.part_size is None:
+        return places.render(row, rank, await parts.sign_single(context, upload, place, store))
+    shown = places.render(row, rank, None) | {"expires_at": places.instant(upload.expires_at)}
+    if place.part_size is not None:
+        shown["part_size"] = place.part_size
+        if upload.size is not None:
+            shown["part_count"] = parts.count(upload.size, place.part_size)
+        if place.state == "active" and place.multipart_id is not None:
+            seen = [part.number for part in await seen_parts(context, store, place)]
+            numbers = parts.first_numbers(upload, place, seen, context.policy.first_parts)
+            shown["parts"] = await parts.sign(context, upload, place, store, numbers, {})
+    return shown
