@@ -56,7 +56,7 @@ class Database:
 
     url: str | None = field(default=None, repr=False)
     min_connections: int = 2
-    max_connections: int = 10
+    max_connections: int = 16
     migrate: Literal["auto", "require"] = "auto"
 
 

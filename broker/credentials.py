@@ -76,6 +76,10 @@ class Credentials(Mapping[str, Credential]):
         """Whether a file that was read before has changed since, or is gone. Reads nothing."""
         return any(_stamp(self.directory / f"{name}.json") != stamp for name, (stamp, _) in self._read.items())
 
+    def forget(self) -> None:
+        """Read every file anew when next asked for."""
+        self._read.clear()
+
     def read(self, name: str) -> Credential:
         """The credential as it is now: one `stat`, and a read when the file changed. Raises `CredentialError`."""
         if _NAME.match(name) is None:

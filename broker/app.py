@@ -1,0 +1,272 @@
+"""The composition root: builds everything once, hands it down, and takes it apart in the opposite order.
+
+Order of a start: database, schema, keys, memory, jobs, metrics listener, API listener. A broker that listens is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from random import Random
+from secrets import token_urlsafe
+from typing import Any, TypeVar
+
+import aiohttp
+import asyncpg
+import structlog
+from aiohttp import web
+
+from broker import __version__, admit, config, embedded, errors, metrics, rank
+from broker.catalog import connect, leases, migrations, paths
+from broker.catalog.coalesce import Coalescer
+from broker.config import Address, ConfigError, Settings
+from broker.credentials import Credentials
+from broker.model import Store
+from broker.service import jobs, keys
+from broker.service.context import Context, Policy
+from broker.service.memory import Memory
+from broker.stores import base, probe, registry
+from broker.web.auth import Authenticator
+from broker.web.client import ClientFinder
+from broker.web.handlers import HANDLERS
+from broker.web.routes import Api, ApiServer, Router
+
+STOP_SECONDS = 10.0
+"""Requests under way have so long to end when the broker is stopped."""
+
+CREDENTIALS_SECONDS = 2.0
+"""How often credentials are looked at for changes."""
+
+_log = structlog.get_logger(__name__)
+_Numbers = TypeVar("_Numbers", rank.Policy, admit.Policy, Policy)
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """A running broker. `listens` and `metrics_listens` are ``None`` where it does not listen."""
+
+    context: Context
+    credentials: Credentials
+    listens: Address | None
+    metrics_listens: Address | None
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings, *, api: bool = True, with_jobs: bool = True, credentials: Credentials | None = None
+) -> AsyncIterator[Broker]:
+    """A broker for as long as the block lasts.
+
+    Raises `ConfigError`, `embedded.EmbeddedError`, `migrations.SchemaError`, `keys.WrongPassphrase`, `errors.Unavailable` and
+    `OSError` (an address in use) when it cannot start; the texts say what to do.
+    """
+    policy = build_policy(settings.policy)
+    router = Router(HANDLERS) if api else None
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(database_url(settings))
+        await prepare_schema(settings, url)
+        pool = await _open_pool(stack, settings, url)
+        counted = metrics.create(__version__)
+        keyring = await keys.load(pool, passphrase(settings.keys.passphrase_file), time.time(), settings.http.public_url)
+        session = await stack.enter_async_context(_session())
+        known = credentials or Credentials(settings.credentials_dir)
+        authenticator = Authenticator(settings.auth, settings.http.public_url, keyring.jwks, session, counted)
+
+        def open_store(store: Store) -> base.Store:
+            try:
+                return registry.open_store(store, known, keyring.signer, session)
+            except errors.Invalid as error:
+                raise errors.StoreUnavailable(error.detail) from None
+
+        async def try_store(store: Store) -> probe.Probed:
+            return await probe.probe(registry.open_store(store, known, keyring.signer, session), store, session, time.time())
+
+        async def take_over_keys() -> None:
+            await keyring.reload()
+            authenticator.forget()
+
+        memory = Memory(pool, open_store, counted, time.time, hot_bytes=settings.hot_bytes, on_key_change=take_over_keys)
+        await memory.start()
+        stack.push_async_callback(memory.close)
+        grants, reports = await _coalescers(stack, pool, policy)
+        context = Context(
+            db=pool, grants=grants, reports=reports, memory=memory, keys=keyring, policy=policy, metrics=counted, clock=time.time,
+            rng=Random(), probe=try_store,
+        )  # fmt: skip
+        loops = [jobs.repeat(context, jobs.COUNT), _watch_credentials(known, memory)]
+        if with_jobs:
+            loops += [jobs.repeat(context, job) for job in jobs.JOBS]
+        stack.push_async_callback(_end, [asyncio.create_task(loop) for loop in loops])
+        metrics_listens = await _listen(stack, web.Server(_Health(context).handle, access_log=None), settings.http.metrics_listen, False)
+        listens = None
+        if router is not None:
+            finder = ClientFinder(settings.http.trusted_proxies, memory.site_of)
+            limit = settings.http.body_limit_bytes
+            server = ApiServer(Api(context, router, authenticator, finder, body_limit_bytes=limit), body_limit_bytes=limit)
+            listens = await _listen(stack, server, settings.http.listen, settings.http.reuse_port)
+        yield Broker(context, known, listens, metrics_listens)
+
+
+def build_policy(numbers: config.PolicyNumbers) -> Policy:
+    """The policy with what the settings say of it. Raises `ConfigError` for a name that there is not."""
+    default = Policy()
+    return replace(
+        _with_numbers(default, numbers.uploads, "policy.uploads"),
+        rank=_with_numbers(default.rank, numbers.ranking, "policy.ranking"),
+        admit=_with_numbers(default.admit, numbers.admission, "policy.admission"),
+    )
+
+
+@asynccontextmanager
+async def database_url(settings: Settings) -> AsyncIterator[str]:
+    """The URL of the database, with the embedded PostgreSQL running where there is no other."""
+    if settings.database.url is not None:
+        yield settings.database.url
+        return
+    server = await embedded.start(settings.postgres_dir)
+    try:
+        yield server.dsn
+    finally:
+        await server.stop()
+
+
+def passphrase(path: Path) -> bytes:
+    """What the signing keys are encrypted with; made on first use, readable to nobody else. Raises `ConfigError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            pass
+        else:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(token_urlsafe(32) + "\n")
+        if path.stat().st_mode & stat.S_IROTH:
+            _log.warning("everybody can read the passphrase of the signing keys", path=str(path), run=f"chmod 600 {path}")
+        content = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"keys.passphrase_file: {path}: {error.strerror}") from None
+    if not content:
+        raise ConfigError(f"keys.passphrase_file: {path} is empty; if this broker is new, delete it to have one made")
+    return content
+
+
+def _with_numbers(policy: _Numbers, numbers: config.Numbers, section: str) -> _Numbers:
+    known: dict[str, Any] = {field.name: getattr(policy, field.name) for field in fields(policy)}
+    changed: dict[str, Any] = {}
+    for name, value in numbers.items():
+        default = known.get(name)
+        if not isinstance(default, int | float | tuple):
+            raise ConfigError(
+                f"{section}: unknown field {name}; known: {', '.join(n for n in known if isinstance(known[n], int | float | tuple))}"
+            )
+        if isinstance(default, tuple) != isinstance(value, tuple) or isinstance(default, bool) != isinstance(value, bool):
+            raise ConfigError(f"{section}.{name}: must be like its default, {default}")
+        if isinstance(default, int) and not isinstance(default, bool) and isinstance(value, float):
+            raise ConfigError(f"{section}.{name}: must be a whole number")
+        changed[name] = value
+    return replace(policy, **changed)
+
+
+async def prepare_schema(settings: Settings, url: str) -> None:
+    """Bring the schema up to date where the settings want that, and refuse one that this broker cannot serve."""
+    connection = await connect.connect_one(url)
+    try:
+        if settings.database.migrate == "auto":
+            for step in await migrations.migrate(connection):
+                _log.info("schema step applied", step=str(step))
+        await migrations.require(connection)
+    finally:
+        await connection.close()
+
+
+async def _open_pool(stack: AsyncExitStack, settings: Settings, url: str) -> asyncpg.Pool[asyncpg.Record]:
+    pool = await connect.connect(url, min_size=settings.database.min_connections, max_size=settings.database.max_connections)
+
+    async def close() -> None:
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await pool.close()
+        except TimeoutError:
+            pool.terminate()
+
+    stack.push_async_callback(close)
+    return pool
+
+
+async def _coalescers(stack: AsyncExitStack, pool: asyncpg.Pool[asyncpg.Record], policy: Policy) -> tuple[Any, Any]:
+    half_life = policy.paths.half_life_seconds
+
+    async def report(connection: Any, rows: Any) -> list[bool]:
+        return await paths.report(connection, rows, half_life)
+
+    grants: Coalescer[Any, Any] = Coalescer(pool, leases.grant)
+    reports: Coalescer[Any, Any] = Coalescer(pool, report)
+    stack.push_async_callback(grants.close)
+    stack.push_async_callback(reports.close)
+    return grants, reports
+
+
+def _session() -> aiohttp.ClientSession:
+    """For stores and issuers. No cookies, no proxies of the environment: the broker talks to registered endpoints only (invariant 9)."""
+    return aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, connector=aiohttp.TCPConnector(limit=200))
+
+
+async def _watch_credentials(credentials: Credentials, memory: Memory) -> None:
+    while True:
+        await asyncio.sleep(CREDENTIALS_SECONDS)
+        if credentials.changed():
+            memory.forget_drivers()
+            credentials.forget()
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _listen(stack: AsyncExitStack, server: Any, address: Address | None, reuse_port: bool) -> Address | None:
+    if address is None:
+        return None
+    make: Callable[[], asyncio.Protocol] = server
+    listener = await asyncio.get_running_loop().create_server(make, address.host, address.port, reuse_port=reuse_port or None, backlog=1024)
+
+    async def stop() -> None:
+        listener.close()
+        server.pre_shutdown()
+        await server.shutdown(STOP_SECONDS)
+
+    stack.push_async_callback(stop)
+    return Address(address.host, listener.sockets[0].getsockname()[1])
+
+
+class _Health:
+    """The operator's listener: /metrics, and /healthz, which is 200 as long as the database answers."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        if request.method not in ("GET", "HEAD"):
+            return web.Response(status=405, headers={"Allow": "GET, HEAD"})
+        if request.path == "/metrics":
+            return web.Response(body=self._context.metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE})
+        if request.path == "/healthz":
+            reached = await self._database_answers()
+            return web.json_response({"database": "ok" if reached else "unreachable"}, status=200 if reached else 503)
+        return web.Response(status=404)
+
+    async def _database_answers(self) -> bool:
+        try:
+            async with asyncio.timeout(2):
+                await self._context.db.fetchval("SELECT 1")
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return False
+        return True

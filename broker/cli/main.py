@@ -1,0 +1,80 @@
+"""The command `broker`: commands are loaded when they are used, so that the rest starts quickly."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import NoReturn
+
+import click
+
+from broker import __version__
+
+COMMANDS = {
+    "put": "Upload a file as an image.",
+    "get": "Download an image.",
+    "copy": "Copy an image to one more store.",
+    "ls": "List images.",
+    "show": "Show an image, its blobs and where they lie.",
+    "ticket": "Ask for a ticket and show it.",
+    "store": "Register, probe, change and list stores.",
+    "site": "Register and list sites.",
+    "token": "Make bearer tokens for this broker.",
+    "serve": "Run the broker.",
+    "migrate": "Bring the database's schema up to date.",
+}
+"""Name to summary. Command NAME is ``command`` in `broker.cli.NAME`."""
+
+EPILOG = """\b
+First steps:
+  broker serve                            run a broker, with a database of its own
+  broker token create --role admin --project demo --ttl 1d
+  export BROKER_URL=http://127.0.0.1:8080 BROKER_TOKEN=...
+  broker site create eu/az1
+  broker store add ...                    it is probed for what it really enforces
+  broker put disk.qcow2 --name my-image
+  broker get my-image
+
+\b
+Exit codes:
+  0  done
+  1  failed; the last line says why
+  2  the command line or the configuration is wrong
+  3  not allowed: no token, a wrong one, or its role is too small
+  4  no such thing, or none that the token may see
+  5  the bytes do not match their digest; nothing was kept
+  6  the broker, its database or a store cannot be reached; trying again may help
+  130  interrupted
+"""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in COMMANDS if find_spec(f"broker.cli.{name}") is not None]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.list_commands(ctx):
+            return None
+        command: click.Command = import_module(f"broker.cli.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name]) for name in self.list_commands(ctx)])
+
+
+@click.command(cls=_Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="transfer-broker")
+def main() -> None:
+    """Negotiate transfers of images between clients and stores, without carrying a byte of them.
+
+    A broker knows where copies of an image lie. Clients ask it for a ticket: a ranked list of places, each with a signed
+    URL, and then move the bytes themselves.
+    """
+
+
+def fail(text: str, code: int = 1) -> NoReturn:
+    """Say why on stderr and end with `code` (see ``broker --help``)."""
+    click.echo(f"broker: {text}", err=True)
+    raise SystemExit(code)

@@ -1,0 +1,74 @@
+"""What a broker does by itself, beside answering: reap, sweep, forget what is old, count.
+
+Rules: each job runs alone in its own loop; a failure is logged and counted and the job runs again next time; several brokers
+may run the same job at once (the catalogue's locks keep them apart), and pause a little differently so as not to meet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from broker import errors
+from broker.catalog import changes, counts, idempotency, leases
+from broker.service import reap
+from broker.service.context import Context
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something to be done every `seconds`, a quarter more or less."""
+
+    name: str
+    seconds: float
+    run: Callable[[Context], Awaitable[object]]
+
+
+async def _sweep(context: Context) -> None:
+    await leases.sweep(context.db)
+
+
+async def _forget(context: Context) -> None:
+    await changes.forget_old(context.db)
+    await idempotency.forget_old(context.db)
+
+
+async def count(context: Context) -> None:
+    """Set the gauges that the catalogue knows."""
+    metrics = context.metrics
+    found = await counts.states(context.db)
+    for subject, gauge in (("uploads", metrics.uploads), ("replicas", metrics.replicas), ("images", metrics.images)):
+        gauge.replace({(entry.state,): entry.number for entry in found if entry.subject == subject})
+    held = await counts.slots(context.db)
+    metrics.leases.replace({(entry.store, entry.direction): entry.leased for entry in held})
+    metrics.slots.replace({(entry.store, entry.direction): entry.slots for entry in held})
+
+
+JOBS = (
+    Job("reap", 5.0, reap.reap),
+    Job("sweep", 10.0, _sweep),
+    Job("forget", 300.0, _forget),
+)
+"""What the catalogue needs from somebody: any broker that was not started with ``--only api``."""
+
+COUNT = Job("count", 60.0, count)
+"""What every broker does for its own metrics."""
+
+
+async def repeat(context: Context, job: Job) -> None:
+    """Run a job again and again until cancelled."""
+    while True:
+        try:
+            await job.run(context)
+            context.metrics.jobs.inc(job.name, "ok")
+        except errors.Unavailable:
+            context.metrics.jobs.inc(job.name, "unavailable")
+        except Exception:
+            context.metrics.jobs.inc(job.name, "failed")
+            _log.exception("job failed", job=job.name)
+        await asyncio.sleep(job.seconds * context.rng.uniform(0.75, 1.25))
