@@ -26,7 +26,7 @@ from broker.catalog.connect import reachable
 from broker.catalog.transaction import transaction
 from broker.catalog.uploads import Destination, Upload
 from broker.model import BlobState, Client, Observation, PartSeen, Pieces, Replica, ReplicaState, Store, UploadState, new_id
-from broker.service import destinations, parts, places, tickets
+from broker.service import asked, destinations, parts, places
 from broker.service.context import Context
 from broker.service.targets import complain
 from broker.service.upload import active_place, forget, own, seen_parts
@@ -367,7 +367,7 @@ async def _answer(context: Context, upload: Upload) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "id": str(upload.id),
         "state": "committed",
-        "blob": tickets.summary(view.blob),
+        "blob": asked.summary(view.blob),
         "replica": _replica(context, replica),
     }
     if upload.image_id is not None:

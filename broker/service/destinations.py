@@ -17,7 +17,7 @@ from broker.catalog.transaction import transaction
 from broker.catalog.uploads import Destination, NewDestination, Upload
 from broker.model import Client, Direction, Operation, Store, UploadState
 from broker.paths import Load
-from broker.service import parts, tickets
+from broker.service import asked, parts
 from broker.service.context import Context
 from broker.service.targets import Target
 
@@ -53,12 +53,12 @@ def rank_stores(context: Context, client: Client, request: Mapping[str, Any], ta
             excluded.append({"store": store.name, "reason": reason})
     ask = accept.Request(
         operation=Operation.UPLOAD,
-        site=tickets.site_of(context, client, request),
+        site=asked.site_of(context, client, request),
         size=target.size,
         project=principal.project,
         sees_private=principal.sees_private_stores,
-        prefer=tickets.store_names(context, client, request, "prefer"),
-        avoid=tickets.avoided(context, client, request, (candidate.store for candidate in candidates)),
+        prefer=asked.store_names(context, client, request, "prefer"),
+        avoid=asked.avoided(context, client, request, (candidate.store for candidate in candidates)),
         schemes=frozenset(request.get("schemes", ())),
         digests=frozenset(target.digests),
         needs_digest=needs_digest,
@@ -68,7 +68,7 @@ def rank_stores(context: Context, client: Client, request: Mapping[str, Any], ta
     ranking = rank.rank(ask, candidates, averages, loads, policy.rank, context.clock(), context.rng)
     for exclusion in (*ranking.excluded, *ranking.hidden):
         context.metrics.exclusion(exclusion.reason)
-    excluded += tickets.excluded(ranking)
+    excluded += asked.excluded(ranking)
     chosen: list[NewDestination] = []
     for candidate, estimate, weight in ranking.sources:
         known = context.memory.store(candidate.store)

@@ -19,7 +19,7 @@ from broker.catalog import leases
 from broker.model import Client, Direction, Image, Operation
 from broker.paths import IDLE
 from broker.permit import ImageAccess, may_read_blob, may_read_image, may_see_image
-from broker.service import places, tickets
+from broker.service import asked, places
 from broker.service.context import Context
 from broker.service.memory import HotBlob
 
@@ -153,7 +153,7 @@ def _choose_format(image: Image, formats: Sequence[str] | None) -> str:
 
 def _decide(context: Context, client: Client, request: Mapping[str, Any], id: UUID, target: _Target, now: float) -> Plan:
     """Rank the blob's replicas for this client. Raises `NoSource` when there is none to offer."""
-    site = tickets.site_of(context, client, request)
+    site = asked.site_of(context, client, request)
     candidates = target.hot.candidates
     ask = accept.Request(
         operation=Operation.DOWNLOAD,
@@ -161,8 +161,8 @@ def _decide(context: Context, client: Client, request: Mapping[str, Any], id: UU
         size=target.hot.view.blob.size,
         project=client.principal.project,
         sees_private=client.principal.sees_private_stores,
-        prefer=tickets.store_names(context, client, request, "prefer"),
-        avoid=tickets.avoided(context, client, request, (candidate.store for candidate in candidates)),
+        prefer=asked.store_names(context, client, request, "prefer"),
+        avoid=asked.avoided(context, client, request, (candidate.store for candidate in candidates)),
         schemes=frozenset(request["schemes"]) if "schemes" in request else _ANY,
         failed_until=context.memory.failures(client.name),
     )
@@ -173,7 +173,7 @@ def _decide(context: Context, client: Client, request: Mapping[str, Any], id: UU
         context.metrics.ticket("download", "no-source")
         raise errors.NoSource(
             "Every replica is excluded." if ranking.excluded else "The blob has no replica.",
-            extra={"excluded": tickets.excluded(ranking)},
+            extra={"excluded": asked.excluded(ranking)},
             retry_after=context.policy.rank.failure_seconds if _may_pass(ranking) else None,
         )
     offers = [admit.Offer(c.store, c.slots, estimate.seconds) for c, estimate, _ in ranking.sources]
@@ -300,7 +300,7 @@ def _answer(context: Context, client: Client, plan: Plan, now: float) -> dict[st
         context.metrics.ticket("download", "busy")
         wait = admitted.retry_after if isinstance(admitted, admit.Full) else context.policy.admit.retry_seconds
         return errors.Busy(
-            "Every store that has the blob is at its limit.", retry_after=wait, extra={"excluded": tickets.excluded(plan.ranking)}
+            "Every store that has the blob is at its limit.", retry_after=wait, extra={"excluded": asked.excluded(plan.ranking)}
         )
     sources: list[dict[str, Any]] = []
     for state, indexes in (("active", admitted.active), ("standby", admitted.standby)):
@@ -313,10 +313,10 @@ def _answer(context: Context, client: Client, plan: Plan, now: float) -> dict[st
                 continue
             sources.append(places.render(place, len(sources) + 1, signed))
     if not sources:
-        return errors.NoSource("No URL can be signed for any replica.", extra={"excluded": tickets.excluded(plan.ranking)})
+        return errors.NoSource("No URL can be signed for any replica.", extra={"excluded": asked.excluded(plan.ranking)})
     context.metrics.ticket("download", "granted", sources[0]["store"])
-    return tickets.render_download(
-        plan.id, "open", plan.hot.view.blob, plan.image_id, plan.format, plan.expires_at, sources, tickets.excluded(plan.ranking)
+    return asked.render_download(
+        plan.id, "open", plan.hot.view.blob, plan.image_id, plan.format, plan.expires_at, sources, asked.excluded(plan.ranking)
     )
 
 

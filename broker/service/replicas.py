@@ -3,8 +3,9 @@
 Rules
 - The broker looks at the store before a replica counts (invariant 4), and refuses, with nothing registered, what differs
   from the blob or cannot be proven to be it. No transaction is open while a store is asked.
-- Members register keys below ``PROJECT/`` only (a slash in the project's name is ``%2F`` there). Else they could find out what others keep, delegate the deletion of others'
-  bytes, or offer them as their own. Administrators and services register any key.
+- Members register keys below ``PROJECT/`` only (a slash in the project's name is ``%2F`` there). Else they could find out
+  what others keep, delegate the deletion of others' bytes, or offer them as their own. Administrators and services
+  register any key.
 - Nobody registers on a store that he may not write; only administrators, on one that is registered as read-only, and then
   nothing deletable.
 - The last good replica of an active blob is not deleted: the blob's row is locked while that is decided (invariant 6).
@@ -298,3 +299,27 @@ def _render(client: Client, record: ReplicaRecord) -> dict[str, Any]:
         observed = {"by": replica.observed_by, "strength": replica.observed_strength or "none", "at": instant(replica.observed_at)}
         shown["observed"] = observed
     return shown
+
+
+async def look_again(context: Context, id: UUID) -> None:
+    """Look at the store because somebody said that the bytes are wrong; what is seen decides (invariant 5).
+
+    A store that cannot be reached or proves nothing leaves the replica as it is.
+    """
+    record = await replicas.get(context.db, id)
+    if record is None:
+        return
+    try:
+        state, strength = await _look_again(context, record)
+    except errors.BrokerError:
+        return
+    replica = record.replica
+    if state is replica.state:
+        return
+    async with transaction(context.db) as connection:
+        await blobs.lock(connection, [replica.blob_id])
+        observed = (_OBSERVER, strength or replica.observed_strength)
+        await replicas.change(
+            connection, id, replica.version, purpose=replica.purpose, deletable=replica.deletable, state=state, observed=observed
+        )
+    context.memory.forget("blob", str(replica.blob_id))

@@ -6,89 +6,20 @@ Uploads go their own way (`broker.service.upload`) where a destination differs f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from broker import accept, admit, errors, rank
+from broker import accept, admit, errors
 from broker.catalog import leases
 from broker.catalog import tickets as records
 from broker.catalog.tickets import TicketRecord
-from broker.model import Blob, Client, Direction, Operation
+from broker.model import Client, Direction, Operation
 from broker.paths import IDLE
-from broker.permit import may_see_store
-from broker.service import places, upload
+from broker.service import asked, places, upload
 from broker.service.context import Context
 from broker.service.memory import HotBlob
 from broker.service.places import Recorded
-
-# -- what a request says
-
-
-def site_of(context: Context, client: Client, request: Mapping[str, Any]) -> str | None:
-    """Where the client is: proven by its token or network, else as it says itself. Raises `Invalid`."""
-    hint = request.get("site")
-    if hint is not None and not context.memory.has_site(hint):
-        raise errors.Invalid("No such site.", field="site", expected="a site of GET /v1/sites, or one below it")
-    return client.site or hint
-
-
-def store_names(context: Context, client: Client, request: Mapping[str, Any], field: str) -> frozenset[str]:
-    """The stores named in a field. Raises `Invalid` for one that does not exist, or that this principal may not know: the same."""
-    names = request.get(field)
-    if not names:
-        return _NOBODY
-    for index, name in enumerate(names):
-        store = context.memory.store(name)
-        if store is None or not may_see_store(client.principal, store):
-            raise errors.Invalid("No such store.", field=f"{field}[{index}]", expected="a store of GET /v1/stores")
-    return frozenset(names)
-
-
-def avoided(context: Context, client: Client, request: Mapping[str, Any], candidates: Iterable[str]) -> frozenset[str]:
-    """Stores to leave out: those of `avoid`, and all but those of `only`. Raises `Invalid`."""
-    avoid = store_names(context, client, request, "avoid")
-    only = store_names(context, client, request, "only")
-    return avoid | (frozenset(candidates) - only) if only else avoid
-
-
-_NOBODY: frozenset[str] = frozenset()
-
-
-# -- how it is shown
-
-
-def excluded(ranking: rank.Ranking) -> list[dict[str, str]]:
-    """The exclusions that this principal may know of, each with its reason (invariant 10)."""
-    return [{"store": candidate.store, "reason": reason} for candidate, reason in ranking.excluded]
-
-
-def summary(blob: Blob) -> dict[str, Any]:
-    """A blob as tickets show it."""
-    return {"id": str(blob.id), "size": blob.size, "digests": blob.digests, "state": blob.state}
-
-
-def render_download(
-    id: UUID, state: str, blob: Blob, image: UUID | None, format: str | None, expires_at: float, sources: Sequence[Any], out: Sequence[Any]
-) -> dict[str, Any]:
-    """A download ticket as JSON."""
-    shown = {
-        "id": str(id),
-        "operation": "download",
-        "state": state,
-        "blob": summary(blob),
-        "expires_at": places.instant(expires_at),
-        "sources": sources,
-        "excluded": out,
-    }
-    if image is not None:
-        shown["image"] = str(image)
-    if format is not None:
-        shown["format"] = format
-    return shown
-
-
-# -- verbs
 
 
 async def find(context: Context, client: Client, id: UUID) -> TicketRecord:
@@ -123,7 +54,7 @@ async def get_ticket(context: Context, client: Client, id: UUID) -> dict[str, An
         "id": str(id),
         "operation": "download",
         "state": "expired" if record.state == "open" and record.expired else record.state,
-        "blob": summary(blob.blob),
+        "blob": asked.summary(blob.blob),
         "expires_at": places.instant(record.expires_at),
         "places": shown_places,
     }
@@ -243,7 +174,7 @@ async def _render(context: Context, client: Client, record: TicketRecord) -> dic
             sources.append(places.render(place, len(sources) + 1, handle))
     if not sources:
         raise errors.NoSource("None of the ticket's places can be offered any more.", extra={"excluded": out})
-    return render_download(record.id, record.state, hot.view.blob, record.image_id, None, record.expires_at, sources, out)
+    return asked.render_download(record.id, record.state, hot.view.blob, record.image_id, None, record.expires_at, sources, out)
 
 
 def _still_offered(

@@ -1,0 +1,73 @@
+"""What a request for a ticket says, read for this client, and the parts of an answer that every kind of ticket shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from broker import errors, rank
+from broker.model import Blob, Client
+from broker.permit import may_see_store
+from broker.service import places
+from broker.service.context import Context
+
+
+def site_of(context: Context, client: Client, request: Mapping[str, Any]) -> str | None:
+    """Where the client is: proven by its token or network, else as it says itself. Raises `Invalid`."""
+    hint = request.get("site")
+    if hint is not None and not context.memory.has_site(hint):
+        raise errors.Invalid("No such site.", field="site", expected="a site of GET /v1/sites, or one below it")
+    return client.site or hint
+
+
+def store_names(context: Context, client: Client, request: Mapping[str, Any], field: str) -> frozenset[str]:
+    """The stores named in a field. Raises `Invalid` for one that does not exist, or that this principal may not know: the same."""
+    names = request.get(field)
+    if not names:
+        return _NOBODY
+    for index, name in enumerate(names):
+        store = context.memory.store(name)
+        if store is None or not may_see_store(client.principal, store):
+            raise errors.Invalid("No such store.", field=f"{field}[{index}]", expected="a store of GET /v1/stores")
+    return frozenset(names)
+
+
+def avoided(context: Context, client: Client, request: Mapping[str, Any], candidates: Iterable[str]) -> frozenset[str]:
+    """Stores to leave out: those of `avoid`, and all but those of `only`. Raises `Invalid`."""
+    avoid = store_names(context, client, request, "avoid")
+    only = store_names(context, client, request, "only")
+    return avoid | (frozenset(candidates) - only) if only else avoid
+
+
+_NOBODY: frozenset[str] = frozenset()
+
+
+def excluded(ranking: rank.Ranking) -> list[dict[str, str]]:
+    """The exclusions that this principal may know of, each with its reason (invariant 10)."""
+    return [{"store": candidate.store, "reason": reason} for candidate, reason in ranking.excluded]
+
+
+def summary(blob: Blob) -> dict[str, Any]:
+    """A blob as tickets show it."""
+    return {"id": str(blob.id), "size": blob.size, "digests": blob.digests, "state": blob.state}
+
+
+def render_download(
+    id: UUID, state: str, blob: Blob, image: UUID | None, format: str | None, expires_at: float, sources: Sequence[Any], out: Sequence[Any]
+) -> dict[str, Any]:
+    """A download ticket as JSON."""
+    shown = {
+        "id": str(id),
+        "operation": "download",
+        "state": state,
+        "blob": summary(blob),
+        "expires_at": places.instant(expires_at),
+        "sources": sources,
+        "excluded": out,
+    }
+    if image is not None:
+        shown["image"] = str(image)
+    if format is not None:
+        shown["format"] = format
+    return shown
