@@ -174,17 +174,19 @@ class _Probe:
         self._found("ranges", whole, f"GET with Range: {part}, {len(part.body)} bytes", ranges=whole)
 
     async def _signature(self) -> None:
-        """A URL for one key is no good for another, nor for another method."""
+        """A URL for one key is no good for another, nor for another method, nor when a character of its signed part is changed."""
         mine, other, content = self._key("mine"), self._key("other"), secrets.token_bytes(100)
         for key in (mine, other):
             await self.visitor.send(self._put_handle(key, _NOTHING, len(content)), content)
         get = self._get_handle(mine)
         moved = await self.visitor.send(replace(get, url=get.url.replace(mine, other)))
+        changed = await self.visitor.send(replace(get, url=_altered(get.url)))
+        bare = await self.visitor.send(replace(get, url=get.url.partition("?")[0]))
         wrong = await self.visitor.send(replace(get, method="PUT"), b"wrong method")
         removed = await self.visitor.send(replace(get, method="DELETE"))
         intact = await self._holds(mine, content) and await self._holds(other, content)
-        refused = moved.refused and wrong.refused and removed.refused and intact
-        detail = f"another key: {moved}; PUT by a GET URL: {wrong}; DELETE by a GET URL: {removed}"
+        refused = intact and all(reply.refused for reply in (moved, changed, bare, wrong, removed))
+        detail = f"another key: {moved}; altered: {changed}; unsigned: {bare}; PUT by a GET URL: {wrong}; DELETE by a GET URL: {removed}"
         self._found("signature", refused, detail, refuses_tampering=refused)
 
     async def _expiry(self) -> None:
@@ -274,7 +276,10 @@ class _Probe:
         observing = self._as(replace(_ALL_OBSERVED, seals_parts=True, refuses_overwrite=self.abilities.refuses_overwrite))
         upload = await self.store.begin(key, size + 100, size, {"probe": self.scratch})
         self.uploads.append((key, upload))
-        handles = [self._part_handle(key, upload, number, bodies) for number in (1, 2)]
+        handles = [self._part_handle(key, upload, number, bodies, bound=True) for number in (1, 2)]
+        loose = self._part_handle(key, upload, 2, bodies, bound=False)
+        wrong = await self.visitor.send(handles[1], secrets.token_bytes(len(bodies[1])))
+        self._found("binds digests of parts", wrong.refused, f"other body: {wrong}")
         sent = [await self.visitor.send(handle, body) for handle, body in zip(handles, bodies, strict=True)]
         seen = await observing.parts(key, upload)
         complete = [part.size for part in seen] == [len(body) for body in bodies]
@@ -289,15 +294,17 @@ class _Probe:
         self._found("multipart", whole, f"two parts were joined: {'bytes equal' if whole else 'other bytes'}", multipart=whole)
         await self._right_digests(final, {name: hashlib.new(name, b"".join(bodies)).hexdigest() for name in _DIGESTS})
         self.abilities = replace(self.abilities, observes=tuple(name for name in self.abilities.observes if name not in self.lies))
-        # The same length, so that no store can refuse it for that alone.
-        replay = await self.visitor.send(handles[1], secrets.token_bytes(100))
+        # By a URL that binds no digest, and with the same length, so that no store can refuse it for that alone.
+        replay = await self.visitor.send(loose, secrets.token_bytes(100))
         sealed = whole and await self._holds(final, b"".join(bodies))
         detail = f"a part sent again afterwards: {replay}; the object is {'unchanged' if sealed else 'BROKEN'}"
         self._found("seals parts", sealed, detail, seals_parts=sealed)
 
-    def _part_handle(self, key: str, upload: str, number: int, bodies: tuple[bytes, bytes]) -> Handle:
+    def _part_handle(self, key: str, upload: str, number: int, bodies: tuple[bytes, bytes], *, bound: bool) -> Handle:
         offset = 0 if number == 1 else len(bodies[0])
-        part = PartWrite(number, offset, len(bodies[number - 1]), self.now + _LIFE_SECONDS)
+        body = bodies[number - 1]
+        digests = {name: hashlib.new(name, body).hexdigest() for name in _DIGESTS} if bound else {}
+        part = PartWrite(number, offset, len(body), self.now + _LIFE_SECONDS, digests)
         return self._as(self.abilities).sign_part(key, upload, part, self.now)
 
     async def _deleting(self) -> None:
@@ -305,6 +312,11 @@ class _Probe:
         removed = await self.store.delete(key) and await self.store.stat(key) is None
         again = await self.store.delete(key)
         self._found("deletes", removed and not again, "an object was removed" if removed else "the object is still there", deletes=removed)
+
+
+def _altered(url: str) -> str:
+    """`url` with one character near its end changed: there stand the end of an S3 signature or of a token, or a TempURL's expiry."""
+    return url[:-10] + ("3" if url[-10] == "2" else "2") + url[-9:]
 
 
 def _right(part: PartSeen, algorithm: str, body: bytes) -> bool:

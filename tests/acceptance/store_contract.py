@@ -65,6 +65,7 @@ async def check_single(session: aiohttp.ClientSession, store: Store, digests: Se
     assert handle.method == "PUT"
     assert handle.expires_at <= now + LIFE_SECONDS
     assert await store.stat(staging) is None
+    loose = store.sign_put(Write(staging, now + LIFE_SECONDS), now)
     status, _ = await send(session, handle, content)
     assert 200 <= status < 300
 
@@ -75,7 +76,9 @@ async def check_single(session: aiohttp.ClientSession, store: Store, digests: Se
 
     key = await store.seal(staging, final)
     assert await store.seal(staging, final) == key
-    await send(session, handle, b"x" * len(content))
+    # A dishonest uploader goes on with what it holds, the second time by a URL that binds nothing of the content.
+    for replayed in (handle, loose):
+        await send(session, replayed, b"x" * len(content))
     sealed = await store.stat(key)
     assert sealed is not None
     assert (sealed.size, dict(sealed.digests)) == (seen.size, dict(seen.digests))
@@ -115,6 +118,15 @@ async def begin_parts(session: aiohttp.ClientSession, store: Store, key: str, bo
     return upload, handles
 
 
+def sign_loosely(store: Store, key: str, upload: str, bodies: Sequence[bytes]) -> list[Handle]:
+    """URLs for the same parts that bind no digest."""
+    now = time.time()
+    return [
+        store.sign_part(key, upload, PartWrite(number, sum(map(len, bodies[: number - 1])), len(body), now + LIFE_SECONDS), now)
+        for number, body in enumerate(bodies, 1)
+    ]
+
+
 def part_bodies(store: Store, count: int = 3) -> list[bytes]:
     """`count` parts of the smallest size, the last one short."""
     size = max(store.limits.min_part, 50_000)
@@ -125,6 +137,7 @@ async def check_multipart(session: aiohttp.ClientSession, store: Store, part_dig
     """Three parts go up out of order, are listed and joined; nothing that the client still holds changes the result. Gives the key."""
     key, bodies = fresh_key("parts"), part_bodies(store)
     upload, handles = await begin_parts(session, store, key, bodies)
+    loose = sign_loosely(store, key, upload, bodies)
     for number in (2, 0):
         status, _ = await send(session, handles[number], bodies[number])
         assert 200 <= status < 300
@@ -146,8 +159,8 @@ async def check_multipart(session: aiohttp.ClientSession, store: Store, part_dig
     assert observed is not None
     assert observed.size == len(whole)
     assert await read(session, store, final) == whole
-    for handle, body in zip(handles, bodies, strict=True):
-        await send(session, handle, secrets.token_bytes(len(body)))
+    for replayed, body in zip([*handles, *loose], [*bodies, *bodies], strict=True):
+        await send(session, replayed, secrets.token_bytes(len(body)))
     assert await read(session, store, final) == whole
     await store.abort(key, upload)
     assert await read(session, store, final) == whole
@@ -183,6 +196,25 @@ async def check_wrong_parts(session: aiohttp.ClientSession, store: Store) -> Non
         await store.finish(key, upload, seen, {})
     assert await store.stat(key) is None
     await store.abort(key, upload)
+
+
+async def check_swapped_part(session: aiohttp.ClientSession, store: Store) -> None:
+    """A part that is replaced between looking and joining never gets into the object."""
+    key, bodies = fresh_key("swapped"), part_bodies(store, 2)
+    upload, handles = await begin_parts(session, store, key, bodies)
+    loose = sign_loosely(store, key, upload, bodies)
+    for handle, body in zip(handles, bodies, strict=True):
+        await send(session, handle, body)
+    seen = await store.parts(key, upload)
+    status, _ = await send(session, loose[1], secrets.token_bytes(len(bodies[1])))
+    assert 200 <= status < 300
+    try:
+        final = await store.finish(key, upload, seen, {})
+    except NotUploaded:
+        await store.abort(key, upload)
+        assert await store.stat(key) is None
+    else:
+        assert await read(session, store, final) == b"".join(bodies)
 
 
 async def check_missing(store: Store) -> None:

@@ -49,6 +49,7 @@ async def test_multipart(digest: str, store: HttpStore, http_session: aiohttp.Cl
 async def test_abort_and_wrong_parts(store: HttpStore, http_session: aiohttp.ClientSession) -> None:
     await contract.check_abort(http_session, store)
     await contract.check_wrong_parts(http_session, store)
+    await contract.check_swapped_part(http_session, store)
 
 
 async def test_another_object_is_never_taken_for_the_upload(store: HttpStore, http_session: aiohttp.ClientSession) -> None:

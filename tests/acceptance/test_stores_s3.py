@@ -77,6 +77,7 @@ async def test_abort_and_wrong_parts(kind: str, request: pytest.FixtureRequest, 
     store = request.getfixturevalue(kind)
     await contract.check_abort(http_session, store)
     await contract.check_wrong_parts(http_session, store)
+    await contract.check_swapped_part(http_session, store)
 
 
 async def test_what_is_not_there_cannot_be_copied_to_its_key(weak: S3Store) -> None:

@@ -74,6 +74,7 @@ async def test_staged_segments_are_deleted_even_those_that_came_late(
 async def test_abort_and_wrong_parts(store: SwiftStore, http_session: aiohttp.ClientSession) -> None:
     await contract.check_abort(http_session, store)
     await contract.check_wrong_parts(http_session, store)
+    await contract.check_swapped_part(http_session, store)
 
 
 async def test_a_wrong_size_is_not_joined(store: SwiftStore, http_session: aiohttp.ClientSession) -> None:
