@@ -70,8 +70,26 @@ class Application:
         self._keys = keys
         self._audience = audience
         self._issuer = issuer
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no request is under way."""
+        await self._idle.wait()
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._active += 1
+        self._idle.clear()
+        try:
+            return await self._guarded(request)
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
+
+    async def _guarded(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Every request has an answer, and no answer or log line has a token."""
         try:
             return await self._answer(request)
         except Refused as refused:

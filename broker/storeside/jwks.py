@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from pathlib import Path
+from time import monotonic
 from types import MappingProxyType
 
 import aiohttp
@@ -41,13 +41,13 @@ class KeySource:
 
     def keys(self) -> Keys:
         """The keys known now. Raises `Refused` (503) when none were read for `keep_seconds`."""
-        if time.monotonic() - self._read_at > self._keep_seconds:
+        if monotonic() - self._read_at > self._keep_seconds:
             raise Refused(503, "the issuer's keys cannot be read", {"Retry-After": "10"})
         return self._keys
 
     async def refetch(self) -> None:
         """Read the keys again, since one was missing; unless that was just done."""
-        asked_at = time.monotonic()
+        asked_at = monotonic()
         async with self._reading:
             if self._tried_at < asked_at and asked_at - self._tried_at >= REFETCH_SECONDS:
                 await self._read()
@@ -66,7 +66,7 @@ class KeySource:
         return bool(self._keys)
 
     async def _read(self) -> None:
-        self._tried_at = time.monotonic()
+        self._tried_at = monotonic()
         try:
             text = await self._fetch() if self._location.startswith(("http://", "https://")) else await asyncio.to_thread(self._load)
             self._keys = keys_of(orjson.loads(text))

@@ -22,6 +22,9 @@ from broker.storeside.receive import READ_BYTES
 
 _log = logging.getLogger("broker.storeside")
 
+_LAST_SECONDS = 5.0
+"""For the answers to leave, once every request is done or the grace is over."""
+
 
 async def serve(tree: Tree, keys: KeySource, host: str, port: int, *, audience: str, issuer: str, grace_seconds: float) -> None:
     """Serve until SIGTERM or SIGINT. Raises `OSError` when the address cannot be listened on."""
@@ -35,13 +38,18 @@ async def serve(tree: Tree, keys: KeySource, host: str, port: int, *, audience: 
     logging.getLogger("aiohttp").setLevel(logging.CRITICAL + 1)
     application = Application(tree, keys, audience=audience, issuer=issuer)
     server = web.Server(application, access_log=None, read_bufsize=READ_BYTES, auto_decompress=False)
-    runner = web.ServerRunner(server, shutdown_timeout=grace_seconds)
+    runner = web.ServerRunner(server, shutdown_timeout=_LAST_SECONDS)
     await runner.setup()
     refreshing = asyncio.create_task(keys.run())
     try:
-        await web.TCPSite(runner, host, port).start()
+        site = web.TCPSite(runner, host, port)
+        await site.start()
         _log.info("serving on %s:%d as %s", host, port, audience)
         await stop.wait()
+        # aiohttp's own stop would drop what arrives of bodies, so that no upload could end.
+        await site.stop()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(application.idle(), grace_seconds)
     finally:
         await runner.cleanup()
         refreshing.cancel()
