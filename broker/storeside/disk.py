@@ -167,6 +167,7 @@ class Tree:
         except FileExistsError:
             there, ours = os.stat(final, dir_fd=parent, follow_symlinks=False), os.fstat(descriptor)
             if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+                self._drop(ours.st_ino)
                 raise Refused(412, "an object is there already; objects are never overwritten") from None
 
     def delete(self, path: str) -> None:
@@ -177,9 +178,7 @@ class Tree:
             inode = os.stat(names[-1], dir_fd=parent, follow_symlinks=False).st_ino
             os.unlink(names[-1], dir_fd=parent)
             os.fsync(parent)
-        if not self._attributes:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(str(inode), dir_fd=self._records)
+        self._drop(inode)
         for depth in range(len(names) - 1, 0, -1):
             try:
                 with self._directory(names[: depth - 1]) as parent:
@@ -204,6 +203,12 @@ class Tree:
             os.setxattr(descriptor, ATTRIBUTE, text)
         else:
             write_whole(self._records, str(status.st_ino), text)
+
+    def _drop(self, inode: int) -> None:
+        """Forget a file that is going; an attribute goes with it by itself."""
+        if not self._attributes:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(str(inode), dir_fd=self._records)
 
     def _recorded(self, descriptor: int, status: os.stat_result) -> Record:
         """The record, unless the file was changed since, or came here by another way."""

@@ -46,6 +46,9 @@ def found(tree: Tree, path: str) -> Record:
 def test_what_is_known_of_an_object_is_kept(tree: Tree, tmp_path: Path) -> None:
     write(tree, "/a/b")
     assert found(tree, "/a/b") == RECORD
+    with pytest.raises(Refused, match="never overwritten"):
+        write(tree, "/a/b", b"other")
+    assert found(tree, "/a/b") == RECORD
     (tmp_path / "a" / "b").write_bytes(b"longer than before")
     assert found(tree, "/a/b") == Record()
     tree.delete("/a/b")
