@@ -273,7 +273,7 @@ class _Probe:
     async def _multipart(self) -> None:
         key, size = self._key("parts"), self.store.limits.min_part
         bodies = (secrets.token_bytes(size), secrets.token_bytes(100))
-        observing = self._as(replace(_ALL_OBSERVED, seals_parts=True, refuses_overwrite=self.abilities.refuses_overwrite))
+        observing = self._as(replace(_ALL_OBSERVED, refuses_overwrite=self.abilities.refuses_overwrite))
         upload = await self.store.begin(key, size + 100, size, {"probe": self.scratch})
         self.uploads.append((key, upload))
         handles = [self._part_handle(key, upload, number, bodies, bound=True) for number in (1, 2)]

@@ -40,7 +40,6 @@ GIBIBYTE = 1 << 30
 _CONTENT_TYPE = "application/octet-stream"
 _READ_QUERY = {"response-content-type": _CONTENT_TYPE}
 _PARTS_PAGE = 1000
-_SEALED_SUFFIX = ".sealed"
 
 
 class S3Store:
@@ -217,32 +216,20 @@ class S3Store:
         return replace(part, digests={name: value for name, value in part.digests.items() if name in self._abilities.observes_parts})
 
     async def finish(self, key: str, upload: str, parts: Sequence[PartSeen], metadata: Mapping[str, str]) -> str:
-        """As the Protocol says. Where a late part could still change the object, it is moved to another key (up to 5 GiB).
+        """As the Protocol says; sealed where the store was seen to seal parts (`Abilities.seals_parts`).
 
         `metadata` was given when the upload began; S3 takes none here. Raises `NotUploaded` when the store lacks a part or
-        has another than named, `Gone` when it knows neither upload nor object.
+        has another than named, `Gone` when it knows neither upload nor object, `Conflict` when another object lies at `key`.
         """
-        size = sum(part.size for part in parts)
-        movable = not self._abilities.seals_parts and self._abilities.copies and size <= self.limits.max_put
-        final = key + _SEALED_SUFFIX if movable else key
-        if not await self._join(key, upload, parts) and await self._joined_before((final, key), parts) == final:
-            return final
-        if movable:
-            await self._copy(key, final)
-            await self._ask("DELETE", key, expect=(200, 204, 404), repeatable=True)
-        return final
-
-    async def _joined_before(self, places: Sequence[str], parts: Sequence[PartSeen]) -> str:
-        """Where the object of these parts lies, joined by an earlier call whose answer got lost. Raises `Gone`, `Conflict`."""
-        seen = 0
-        for place in places:
-            found = await self.stat(place)
-            if found is not None and self._made_of(found, parts):
-                return place
-            seen += found is not None
-        if seen:
+        if await self._join(key, upload, parts):
+            return key
+        # Joined by an earlier call whose answer got lost: then the object is there, made of just these parts.
+        found = await self.stat(key)
+        if found is None:
+            raise Gone("the store knows neither the upload nor its object")
+        if not _made_of(found, parts):
             raise Conflict("another object lies where this upload should be")
-        raise Gone("the store knows neither the upload nor its object")
+        return key
 
     async def _join(self, key: str, upload: str, parts: Sequence[PartSeen]) -> bool:
         """CompleteMultipartUpload; ``False`` when the upload is gone or an object lies at `key` already."""
@@ -261,17 +248,6 @@ class S3Store:
         # Amazon answers 200 before it joins: what follows may be an Error document.
         self._parsed(answer, "CompleteMultipartUploadResult")
         return True
-
-    def _made_of(self, found: Observation, parts: Sequence[PartSeen]) -> bool:
-        """Whether `found` can be the object made of `parts`: by size, and by the ETag where it is that of parts."""
-        if found.size != sum(part.size for part in parts):
-            return False
-        etag = (found.etag or "").strip('"')
-        md5s = [documents.md5_of_etag(part.etag) for part in parts]
-        if "-" not in etag or None in md5s:
-            return True
-        joined = hashlib.md5(b"".join(bytes.fromhex(md5) for md5 in md5s if md5 is not None), usedforsecurity=False).hexdigest()
-        return etag == f"{joined}-{len(parts)}"
 
     async def abort(self, key: str, upload: str) -> None:
         await self._ask("DELETE", key, query={"uploadId": upload}, expect=(200, 204, 404), repeatable=True)
@@ -316,6 +292,18 @@ class S3Store:
             documents.parse(answer.body, root)
         except documents.BadDocument as error:
             raise self._exchange.nonsense(str(error)) from None
+
+
+def _made_of(found: Observation, parts: Sequence[PartSeen]) -> bool:
+    """Whether `found` can be the object made of `parts`: by size, and by the ETag where it is that of parts."""
+    if found.size != sum(part.size for part in parts):
+        return False
+    etag = (found.etag or "").strip('"')
+    md5s = [documents.md5_of_etag(part.etag) for part in parts]
+    if "-" not in etag or None in md5s:
+        return True
+    joined = hashlib.md5(b"".join(bytes.fromhex(md5) for md5 in md5s if md5 is not None), usedforsecurity=False).hexdigest()
+    return etag == f"{joined}-{len(parts)}"
 
 
 def _metadata_headers(metadata: Mapping[str, str]) -> dict[str, str]:

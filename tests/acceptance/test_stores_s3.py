@@ -65,13 +65,6 @@ async def test_multipart(kind: str, request: pytest.FixtureRequest, http_session
     assert await store.delete(final) is True
 
 
-async def test_multipart_moves_the_object_where_parts_are_not_sealed(strong: S3Store, http_session: aiohttp.ClientSession) -> None:
-    store = strong.assuming(replace(SEAWEEDFS, seals_parts=False))
-    final = await contract.check_multipart(http_session, store)
-    assert final.endswith(".sealed")
-    assert await strong.stat(final.removesuffix(".sealed")) is None
-
-
 @pytest.mark.parametrize("kind", ["strong", "weak"])
 async def test_abort_and_wrong_parts(kind: str, request: pytest.FixtureRequest, http_session: aiohttp.ClientSession) -> None:
     store = request.getfixturevalue(kind)
