@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+import socket
 import time
 from dataclasses import replace
 
 import aiohttp
 import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from broker.errors import Conflict, Gone, Invalid, NotFound, StoreUnavailable
@@ -16,7 +18,7 @@ from broker.stores.base import Write
 from broker.stores.s3 import S3Store
 from tests.acceptance import store_contract as contract
 from tests.parts.records import RCLONE, SEAWEEDFS, s3_record
-from tests.parts.seaweedfs import S3Part
+from tests.parts.seaweedfs import DOMAIN, S3Part
 
 
 @pytest.fixture
@@ -131,6 +133,26 @@ async def test_internal_endpoint_is_the_one_the_broker_opens(seaweedfs: S3Part, 
     assert await store.stat("none") is None
     virtual = replace(record, settings={"bucket": "images", "style": "virtual"})
     assert URL(S3Store(virtual, seaweedfs.credential, http_session).sign_get("k", now + 60, now).url).host == "images.objects.example.org"
+
+
+class EverythingIsHere(AbstractResolver):
+    """Resolves any name to this machine."""
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+        return [ResolveResult(hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0)]
+
+    async def close(self) -> None:
+        return None
+
+
+async def test_virtual_host_style(seaweedfs: S3Part) -> None:
+    endpoint = f"http://{DOMAIN}:{URL(seaweedfs.endpoint).port}"
+    record = replace(s3_record(seaweedfs, style="virtual"), endpoint=endpoint)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=EverythingIsHere())) as session:
+        store = S3Store(record, seaweedfs.credential, session)
+        await contract.check_single(session, store, ["sha256", "md5"])
+        await contract.check_single(session, store.assuming(replace(SEAWEEDFS, refuses_overwrite=False)), ["sha256", "md5"])
+        await contract.check_multipart(session, store)
 
 
 async def test_a_url_never_outlives_the_credential(seaweedfs: S3Part, http_session: aiohttp.ClientSession) -> None:

