@@ -152,6 +152,7 @@ class Api:
         except Exception as error:
             status, body, headers = problem.render(_unexpected(error, request_id))
         headers["X-Request-Id"] = request_id
+        headers["Server"] = "transfer-broker"
         if traceparent is not None:
             headers["traceparent"] = traceparent
         response = web.Response(status=status, body=body, headers=CIMultiDict(headers))

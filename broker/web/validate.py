@@ -74,14 +74,13 @@ class ParameterCheck:
         self._defaults = {
             p.name: contract.resolve(p.schema)["default"] for p in self._parameters.values() if "default" in contract.resolve(p.schema)
         }
-        self._validator = _compile(
-            {
-                "type": "object",
-                "properties": {p.name: p.schema for p in self._parameters.values()},
-                "required": [p.name for p in self._parameters.values() if p.required],
-                "additionalProperties": False,
-            }
-        )
+        self._schema: JsonObject = {
+            "type": "object",
+            "properties": {p.name: p.schema for p in self._parameters.values()},
+            "required": [p.name for p in self._parameters.values() if p.required],
+            "additionalProperties": False,
+        }
+        self._validator = _compile(self._schema)
 
     def __call__(self, found: Mapping[str, str]) -> dict[str, Any]:
         """The values by name, with the defaults of those that are missing. Raises `Invalid`."""
@@ -89,7 +88,7 @@ class ParameterCheck:
             name: int(text) if name in self._integers and _INTEGER.match(text) else text for name, text in found.items()
         }
         if not self._validator.is_valid(values):
-            raise first_fault(self._validator, values)
+            raise first_fault(self._validator, values, self._schema)
         return self._defaults | values
 
     def query(self, query: str) -> dict[str, Any]:
@@ -106,10 +105,10 @@ class ParameterCheck:
         return self(found)
 
 
-def first_fault(validator: jsonschema_rs.Draft202012Validator, value: Any) -> BrokerError:
-    """The error for the first thing that is wrong with `value`."""
+def first_fault(validator: jsonschema_rs.Draft202012Validator, value: Any, schema: JsonObject | None = None) -> BrokerError:
+    """The error for the first thing that is wrong with `value`. `schema` is what the validator was made of, if not a reference."""
     for error in validator.iter_errors(value):
-        return _fault(error)
+        return _fault(error, contract.document() if schema is None else {**contract.document(), **schema})
     return Invalid("The value is not what the contract says.")
 
 
@@ -117,10 +116,10 @@ def _compile(schema: JsonObject) -> jsonschema_rs.Draft202012Validator:
     return jsonschema_rs.Draft202012Validator({**schema, "components": contract.document()["components"]})
 
 
-def _fault(error: jsonschema_rs.ValidationError) -> Invalid:
+def _fault(error: jsonschema_rs.ValidationError, root: JsonObject) -> Invalid:
     error = _nearest(error)
     path = list(error.instance_path)
-    expected = _expected(error)
+    expected = _expected(error, root)
     if isinstance(error.kind, _Kind.AdditionalProperties):
         path.append(sorted(error.kind.unexpected)[0])
         text = "There is no such field."
@@ -145,10 +144,10 @@ def _nearest(error: jsonschema_rs.ValidationError) -> jsonschema_rs.ValidationEr
     return error
 
 
-def _expected(error: jsonschema_rs.ValidationError) -> str:
+def _expected(error: jsonschema_rs.ValidationError, root: JsonObject) -> str:
     match error.kind:
         case _Kind.AdditionalProperties():
-            known = sorted(_schema_of(error).get("properties", ()))
+            known = sorted(_schema_of(error, root).get("properties", ()))
             return _one_of(known) if known else "no field"
         case _Kind.Required():
             return "this field"
@@ -177,26 +176,26 @@ def _expected(error: jsonschema_rs.ValidationError) -> str:
         case _Kind.UniqueItems():
             return "each item once"
         case _Kind.Pattern(pattern=pattern):
-            described: str | None = _schema_of(error).get("description")
+            described: str | None = _schema_of(error, root).get("description")
             return f"{described} It matches {pattern}" if described else f"a text that matches {pattern}"
         case _Kind.PropertyNames(error=inner):
-            return "names: " + _expected(inner)
+            return "names: " + _expected(inner, root)
         case _Kind.OneOfNotValid(context=context) | _Kind.OneOfMultipleValid(context=context):
-            names = [name for schema in _alternatives(error) for name in schema.get("required", ())]
+            names = [name for schema in _alternatives(error, root) for name in schema.get("required", ())]
             if names:
                 return f"exactly one of {', '.join(names)}"
-            return " or ".join(_expected(branch[0]) for branch in context if branch)
+            return " or ".join(_expected(branch[0], root) for branch in context if branch)
         case _:
             return "what /openapi.json says"
 
 
-def _alternatives(error: jsonschema_rs.ValidationError) -> list[JsonObject]:
-    return list(_schema_of(error).get("oneOf", ()))
+def _alternatives(error: jsonschema_rs.ValidationError, root: JsonObject) -> list[JsonObject]:
+    return list(_schema_of(error, root).get("oneOf", ()))
 
 
-def _schema_of(error: jsonschema_rs.ValidationError) -> JsonObject:
-    """The schema whose keyword failed, where it is part of the document."""
-    found: Any = contract.document()
+def _schema_of(error: jsonschema_rs.ValidationError, root: JsonObject) -> JsonObject:
+    """The schema whose keyword failed, where `root` has it."""
+    found: Any = root
     try:
         for step in list(error.schema_path)[:-1]:
             found = found[step]
