@@ -282,14 +282,15 @@ async def begin_sealing(db: Any, id: UUID, store_id: int, final_key: str, seen: 
     return still is not None
 
 
-async def reopen(db: Any, id: UUID, store_id: int, final_key: str) -> None:
-    """The committer gives up without a verdict: the upload is open again."""
+async def reopen(db: Any, id: UUID, store_id: int, final_key: str) -> bool:
+    """The committer gives up without a verdict: the upload is open again. False: another committer had taken over."""
     with reachable():
-        await db.execute(
+        mine = await db.fetchval(
             "UPDATE uploads u SET state = 'open', touched_at = clock_timestamp() FROM destinations d"
-            " WHERE u.id = $1 AND u.state = 'committing' AND d.upload_id = u.id AND d.store_id = $2 AND d.final_key = $3",
+            " WHERE u.id = $1 AND u.state = 'committing' AND d.upload_id = u.id AND d.store_id = $2 AND d.final_key = $3 RETURNING true",
             id, store_id, final_key,
         )  # fmt: skip
+    return mine is not None
 
 
 async def committed(connection: Any, upload: Upload, store_id: int, key: str, replica_id: UUID, size: int, digests: Digests) -> None:

@@ -162,9 +162,11 @@ async def _carry_out(context: Context, claim: Claim) -> None:
     except _Refused as refusal:
         await _refuse(context, claim, refusal)
         raise _mismatch(claim, refusal) from None
-    except BaseException:
+    except BaseException as error:
         # Also when this request is cancelled: whoever comes next need not wait until the committer is taken for dead.
-        await asyncio.shield(uploads.reopen(context.db, id, store_id, name))
+        mine = await asyncio.shield(uploads.reopen(context.db, id, store_id, name))
+        if isinstance(error, errors.BrokerError) and not mine:
+            raise _TakenOver from None  # what went wrong may be the other one's doing
         raise
     await _close(context, claim.upload)
     if refused is not None:
@@ -322,14 +324,11 @@ def _still_mine(upload: Upload | None, claim: Claim) -> None:
 
 
 async def _refuse(context: Context, claim: Claim, refusal: _Refused) -> None:
-    """The upload has failed, and its bytes are to go."""
+    """The upload has failed, and its bytes are to go. Raises `_TakenOver`."""
     found = refusal.found
     async with transaction(context.db) as connection:
         upload = await uploads.get(connection, claim.upload.id, lock=True)
-        try:
-            _still_mine(upload, claim)
-        except _TakenOver:
-            return  # the other committer sees the same bytes
+        _still_mine(upload, claim)
         assert upload is not None
         await uploads.failed(connection, upload, f"{found.field}: declared {found.declared}, observed {found.observed}")
         if refusal.key is not None:
@@ -351,8 +350,8 @@ def _mismatch(claim: Claim, refusal: _Refused) -> errors.Mismatch:
         field=found.field,
         expected=found.declared,
         extra={
-            "declared": {"size": claim.declared.size, "digests": dict(claim.declared.digests), found.field: found.declared},
-            "observed": {"size": observed.size, "digests": dict(observed.digests), found.field: found.observed},
+            "declared": {found.field: found.declared, "size": claim.declared.size, "digests": dict(claim.declared.digests)},
+            "observed": {found.field: found.observed, "size": observed.size, "digests": dict(observed.digests)},
         },
     )
 

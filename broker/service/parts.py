@@ -61,7 +61,8 @@ def cut(
 def part_size(size: int | None, limits: Limits, least: int) -> int | None:
     """The length of the parts of an object of `size` bytes; ``None`` when the store cannot hold it in parts."""
     most = min(limits.max_parts, MOST_PARTS)
-    wanted = least * UNKNOWN_SIZE_FACTOR if size is None else max(least, _up(-(-size // FEW_PARTS)))
+    few = 0 if size is None else -(-size // FEW_PARTS)
+    wanted = least * UNKNOWN_SIZE_FACTOR if size is None else least if few <= least else _up(few)
     length = min(max(wanted, limits.min_part), limits.max_part)
     if size is not None and -(-size // length) > most:
         length = min(_up(-(-size // most)), limits.max_part)

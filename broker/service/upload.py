@@ -151,7 +151,8 @@ async def _record(context: Context, client: Client, upload: Upload) -> None:
             )  # fmt: skip
     row = leases.TicketRow(
         Operation.UPLOAD, principal.project, principal.subject, client.instance, client.address, client.site, upload.image_id,
-        upload.blob_id, upload.size, orjson.dumps(recorded).decode(), context.policy.upload_ttl_seconds * MOST_TTLS,
+        upload.blob_id, upload.size,
+        orjson.dumps([list(place) for place in recorded]).decode(), context.policy.upload_ttl_seconds * MOST_TTLS,
     )  # fmt: skip
     await context.grants([leases.GrantRequest(upload.id, row, [], False)])
 
