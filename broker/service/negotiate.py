@@ -266,7 +266,7 @@ def _record(context: Context, plan: Plan) -> list[Any]:
             store = context.memory.store(candidate.store)
             if store is not None:
                 recorded.append(
-                    places.Recorded.of(
+                    places.to_record(
                         store.id, candidate, estimate, weight, candidate.store in plan.wants, _concurrency(context, candidate.store)
                     )
                 )

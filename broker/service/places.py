@@ -58,20 +58,21 @@ class Recorded(NamedTuple):
     basis: str
     weight: float
 
-    @classmethod
-    def of(cls, store_id: int, candidate: Candidate, estimate: Estimate, weight: float, active: bool, concurrency: int) -> Recorded:
-        replica = None if candidate.replica is None else str(candidate.replica)
-        return cls(
-            store_id, replica, active, concurrency, estimate.seconds, estimate.rate, estimate.setup_seconds, estimate.success,
-            estimate.basis, weight,
-        )  # fmt: skip
-
     def place(self, candidate: Candidate, state: str) -> Place:
         """The same place as it may be offered now."""
         return Place(
             candidate.store, candidate.site, candidate.kind, candidate.key, state, self.seconds, self.rate, self.setup_seconds,
             self.success, self.basis, self.weight,
         )  # fmt: skip
+
+
+def to_record(store_id: int, candidate: Candidate, estimate: Estimate, weight: float, active: bool, concurrency: int) -> list[Any]:
+    """A ranked candidate as it goes into the ticket's row; `recorded` reads it back."""
+    replica = None if candidate.replica is None else str(candidate.replica)
+    return [
+        store_id, replica, active, concurrency, estimate.seconds, estimate.rate, estimate.setup_seconds, estimate.success, estimate.basis,
+        weight,
+    ]  # fmt: skip
 
 
 def recorded(row: Sequence[Sequence[Any]]) -> list[Recorded]:

@@ -125,7 +125,7 @@ async def activate_place(context: Context, client: Client, id: UUID, request: Ma
             wait = max(1.0, ends[0] - context.clock()) if ends else context.policy.admit.retry_seconds
             raise errors.Busy("The store is at its limit.", retry_after=min(wait, context.policy.admit.max_retry_seconds))
     if not found[index].active:
-        await records.set_places(context.db, id, [*found[:index], found[index]._replace(active=True), *found[index + 1 :]])
+        await records.set_places(context.db, id, [list(place._replace(active=place.active or i == index)) for i, place in enumerate(found)])
     return await _render(context, client, await find(context, client, id))
 
 
