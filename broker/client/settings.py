@@ -1,0 +1,72 @@
+"""Where the broker is and who we are: from arguments, else the environment, else files.
+
+====================  =========================================================================
+BROKER_URL            the broker; http://127.0.0.1:8080 when unset
+BROKER_TOKEN          the bearer token; else the file ``~/.config/transfer-broker/token``
+BROKER_INSTANCE       names this machine to the broker; the host name when unset
+====================  =========================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from broker.client.trouble import LocalTrouble
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+def token_path() -> Path:
+    """The file that holds the token: below XDG_CONFIG_HOME."""
+    return _base("XDG_CONFIG_HOME", ".config") / "transfer-broker" / "token"
+
+
+def state_directory() -> Path:
+    """Where unfinished uploads are remembered: below XDG_STATE_HOME."""
+    return _base("XDG_STATE_HOME", ".local/state") / "transfer-broker" / "uploads"
+
+
+def _base(variable: str, fallback: str) -> Path:
+    found = os.environ.get(variable, "")
+    return Path(found) if found.startswith("/") else Path.home() / fallback
+
+
+def find_url(given: str | None = None) -> str:
+    """The broker's URL without a slash at the end. Raises `LocalTrouble` when it is none."""
+    url = given or os.environ.get("BROKER_URL") or DEFAULT_URL
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise LocalTrouble("the broker's address is no http(s) URL", "set --url or BROKER_URL, for instance to http://127.0.0.1:8080")
+    return url.rstrip("/")
+
+
+def find_token(file: Path | None = None) -> str | None:
+    """The bearer token: from `file` when given, else BROKER_TOKEN, else the token file; ``None`` when there is none."""
+    if file is None:
+        token = os.environ.get("BROKER_TOKEN")
+        if token:
+            return _checked(token, "BROKER_TOKEN")
+        file = token_path()
+        if not file.exists():
+            return None
+    try:
+        return _checked(file.read_text("ascii"), str(file))
+    except (OSError, ValueError) as error:
+        raise LocalTrouble(f"cannot read the token file {file}: {type(error).__name__}", "make one with: broker token create") from None
+
+
+def _checked(token: str, where: str) -> str:
+    token = token.strip()
+    if re.fullmatch(r"[!-~]+", token) is None:
+        raise LocalTrouble(f"{where} holds no bearer token", "make one with: broker token create")
+    return token
+
+
+def instance() -> str:
+    """What tells this machine from others of the same principal."""
+    name = os.environ.get("BROKER_INSTANCE") or socket.gethostname()
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name)[:64] or "client"
