@@ -4,6 +4,7 @@ Rules
 - No location that a replica counts on (active, unsealed or pending) is ever handed out, whatever was scheduled
   (invariant 6): such a row waits. A location that is scheduled here cannot be registered (`broker.catalog.replicas`),
   so the two never meet.
+- Giving up a multipart upload touches no object, so nothing keeps that back.
 - A row is claimed by moving its `due_at` on, not by a lock: the broker that claimed it may die, and the next one finds it due.
 - Its space is given back, and its replica forgotten, only once the store said that the bytes are gone (`done`).
 """
@@ -17,6 +18,9 @@ from typing import Any
 from uuid import UUID
 
 from broker.catalog.connect import reachable
+
+EVERY_MULTIPART = ""
+"""As a multipart id: every multipart upload that was begun at the key, also one whose id got lost with a broker."""
 
 CLAIM_SECONDS = 300.0
 """After so long without an outcome another broker may try a claimed row."""
@@ -70,8 +74,8 @@ async def due(db: Any, limit: int) -> Sequence[Deletion]:
         rows = await db.fetch(
             "UPDATE deletions SET attempts = attempts + 1, due_at = clock_timestamp() + make_interval(secs => $2)"
             " WHERE id IN (SELECT d.id FROM deletions d WHERE d.due_at <= clock_timestamp()"
-            "   AND NOT EXISTS (SELECT FROM replicas r WHERE r.store_id = d.store_id AND r.key = d.key"
-            "                   AND r.state IN ('active', 'unsealed', 'pending'))"
+            "   AND (d.multipart_id IS NOT NULL OR NOT EXISTS (SELECT FROM replicas r WHERE r.store_id = d.store_id AND r.key = d.key"
+            "                                                  AND r.state IN ('active', 'unsealed', 'pending')))"
             "   ORDER BY d.due_at LIMIT $1 FOR UPDATE OF d SKIP LOCKED)"
             " RETURNING id, store_id, key, multipart_id, replica_id, attempts",
             limit,

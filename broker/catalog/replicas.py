@@ -107,7 +107,7 @@ async def insert(connection: Any, replica: Replica, store_id: int, subject: str)
             # Held until the end, so that the store is not forgotten and nothing of this location starts in between.
             there = await connection.fetchval("SELECT true FROM stores WHERE id = $1 FOR KEY SHARE", store_id)
             busy = await connection.fetchval(
-                """SELECT EXISTS (SELECT FROM deletions WHERE store_id = $1 AND key = $2)
+                """SELECT EXISTS (SELECT FROM deletions WHERE store_id = $1 AND key = $2 AND multipart_id IS NULL)
                        OR EXISTS (SELECT FROM destinations d JOIN uploads u ON u.id = d.upload_id WHERE d.store_id = $1
                                   AND $2 IN (d.staging_key, d.final_key) AND u.state IN ('open', 'committing') AND u.blob_id <> $3)""",
                 store_id, replica.key, replica.blob_id,

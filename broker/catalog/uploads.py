@@ -199,14 +199,22 @@ async def activate(connection: Any, upload: Upload, store_id: int) -> bool:
     return True
 
 
-async def rest(connection: Any, upload: Upload, store_id: int) -> None:
-    """Undo `activate`, in a transaction with the upload locked."""
+async def rest(connection: Any, upload: Upload, store_id: int, fresh_key: str) -> None:
+    """Undo `activate`, in a transaction with the upload locked. A multipart upload may have been begun at the place's staging key
+    without our knowing, so that key is given up for `fresh_key`."""
+    place = upload.destination(store_id)
+    if place is None or place.state != "active":
+        return
     with reachable():
-        place = upload.destination(store_id)
-        if place is not None and place.state == "active":
-            await _give_back(connection, [place])
-            await connection.execute(
-                "UPDATE destinations SET state = 'standby' WHERE upload_id = $1 AND store_id = $2", upload.id, store_id
+        await _give_back(connection, [place])
+        lost = place.part_size is not None and place.multipart_id is None
+        await connection.execute(
+            "UPDATE destinations SET state = 'standby', staging_key = $3 WHERE upload_id = $1 AND store_id = $2",
+            upload.id, store_id, fresh_key if lost else place.staging_key,
+        )  # fmt: skip
+        if lost:
+            await deletions.schedule(
+                connection, store_id, place.staging_key, multipart_id=deletions.EVERY_MULTIPART, reason="perhaps begun"
             )
 
 
@@ -399,6 +407,10 @@ async def _schedule_leftovers(connection: Any, upload: Upload, reason: str, kept
                 await deletions.schedule(
                     connection, place.store_id, place.staging_key, multipart_id=place.multipart_id, reason=reason, due_at=at
                 )
+        if place.part_size is not None:
+            await deletions.schedule(
+                connection, place.store_id, place.staging_key, multipart_id=deletions.EVERY_MULTIPART, reason=reason, due_at=later
+            )
         objects: set[tuple[str, float | None]] = {(key, at) for key in place.sealed_keys for at in (None, later)}
         if place.part_size is None:
             objects |= {(place.staging_key, None), (place.staging_key, later)}

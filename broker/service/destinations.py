@@ -166,7 +166,7 @@ async def _rest(context: Context, id: UUID, store: Store) -> None:
     async with transaction(context.db) as connection:
         upload = await uploads.get(connection, id, lock=True)
         if upload is not None and upload.state is UploadState.OPEN:
-            await uploads.rest(connection, upload, store.id)
+            await uploads.rest(connection, upload, store.id, fresh_key(upload.blob_id))
     await leases.release(context.db, [(id, store.id)])
 
 

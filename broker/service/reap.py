@@ -16,10 +16,11 @@ import structlog
 
 from broker import errors
 from broker.catalog import blobs, deletions, idempotency, leases, uploads
-from broker.catalog.deletions import Deletion
+from broker.catalog.deletions import EVERY_MULTIPART, Deletion
 from broker.catalog.transaction import transaction
 from broker.service.context import Context
 from broker.service.upload import forget
+from broker.stores.base import FindsMultipart
 
 KEPT_SECONDS = 7 * 86400.0
 """So long can an upload that has ended be looked at, and its commit be repeated."""
@@ -84,8 +85,11 @@ async def _delete(context: Context, deletion: Deletion, slots: asyncio.Semaphore
             driver = context.memory.driver(store.name)
             if deletion.multipart_id is None:
                 await driver.delete(deletion.key)
-            else:
+            elif deletion.multipart_id != EVERY_MULTIPART:
                 await driver.abort(deletion.key, deletion.multipart_id)
+            elif isinstance(driver, FindsMultipart):
+                for upload in await driver.multiparts(deletion.key):
+                    await driver.abort(deletion.key, upload)
         except errors.BrokerError as error:
             # Known to hold no secret, as every BrokerError's text.
             log.warning("deletion failed", store=deletion.store_id, attempts=deletion.attempts, problem=str(error))

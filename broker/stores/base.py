@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from broker.model import Digests, Handle, Observation, PartSeen
 
@@ -105,4 +105,13 @@ class Store(Protocol):
 
     async def clock_skew(self) -> float:
         """The store's clock minus ours in seconds, from the Date header of one cheap request."""
+        ...
+
+
+@runtime_checkable
+class FindsMultipart(Protocol):
+    """A store where `Store.begin` leaves something behind, so that an upload whose id got lost has to be found again."""
+
+    async def multiparts(self, key: str) -> Sequence[str]:
+        """The ids of the multipart uploads open at `key`, a thousand at most."""
         ...

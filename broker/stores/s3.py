@@ -252,6 +252,16 @@ class S3Store:
     async def abort(self, key: str, upload: str) -> None:
         await self._ask("DELETE", key, query={"uploadId": upload}, expect=(200, 204, 404), repeatable=True)
 
+    async def multiparts(self, key: str) -> Sequence[str]:
+        """As `base.FindsMultipart` says, by ListMultipartUploads."""
+        query = {"uploads": "", "prefix": self._prefix + key, "max-uploads": "1000"}
+        signed = self._own.authorize("GET", "", now=clock(), query=query)
+        answer = await self._exchange.ask("GET", self._own.url("", query), signed, expect=(200,), repeatable=True)
+        try:
+            return documents.open_uploads(answer.body, self._prefix + key)
+        except documents.BadDocument as error:
+            raise self._exchange.nonsense(str(error)) from None
+
     async def clock_skew(self) -> float:
         """As the Protocol says, from a HEAD on the bucket. Raises `NotFound` when there is no such bucket."""
         now = clock()

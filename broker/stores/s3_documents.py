@@ -71,6 +71,12 @@ def parts_page(body: bytes) -> PartsPage:
     return PartsPage(parts, max(part.number for part in parts) if truncated and parts else None)
 
 
+def open_uploads(body: bytes, key: str) -> list[str]:
+    """The ids of the uploads at just `key` in a ListMultipartUploadsResult; others may begin with it."""
+    found = parse(body, "ListMultipartUploadsResult").iterfind("{*}Upload")
+    return [_text(element, "UploadId") for element in found if _text(element, "Key") == key]
+
+
 def md5_of_etag(etag: str | None) -> str | None:
     """The MD5 that an ETag may be: 32 hex digits. That of a multipart object ends in ``-N`` and is none."""
     bare = (etag or "").strip('"')

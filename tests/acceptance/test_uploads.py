@@ -16,8 +16,9 @@ from broker import errors
 from broker.service import commit as commits
 from broker.service import reap, upload
 from broker.service.context import Context
-from broker.stores.base import PartWrite
+from broker.stores.base import FindsMultipart, PartWrite
 from tests.parts.desk import Desk, client, digests
+from tests.parts.seaweedfs import S3Part
 
 ME = client()
 MEBIBYTE = 1 << 20
@@ -222,3 +223,19 @@ async def test_part_urls_name_one_part_of_one_upload(context: Context) -> None:
     )
     assert handle.method == "PUT"
     assert now < row["until"] <= now + context.policy.part_url_ttl_seconds + 1
+
+
+async def test_a_multipart_upload_whose_id_got_lost_is_given_up(desk: Desk, seaweedfs: S3Part) -> None:
+    """A broker that dies between the store's answer and the database leaves an upload that only the store knows."""
+    await desk.seaweedfs(seaweedfs)
+    context = await desk.broker(**IN_PARTS)
+    driver = context.memory.driver("s3")
+    assert isinstance(driver, FindsMultipart)
+    ticket = await upload.upload(context, ME, new(LARGE))
+    key = await context.db.fetchval("SELECT staging_key FROM destinations")
+    lost = await driver.begin(key, len(LARGE), 5 * MEBIBYTE, {})
+    assert lost in await driver.multiparts(key) and not await driver.multiparts(key[:-1])
+    await upload.release_upload(context, ME, UUID(ticket["id"]))
+    await context.db.execute("UPDATE deletions SET due_at = now()")
+    await reap.reap(context)
+    assert not await driver.multiparts(key)

@@ -222,7 +222,7 @@ async def test_parts_are_signed_missing_ones_named_and_joined(desk: Desk) -> Non
     with pytest.raises(errors.Invalid):
         await upload.sign_parts(context, ME, id, {"numbers": [place["part_count"] + 1]})
     answer = await commits.commit(context, ME, id, said())
-    assert store.objects[answer["replica"]["key"]] == CONTENT and not store.multiparts
+    assert store.objects[answer["replica"]["key"]] == CONTENT and not store.open
 
 
 async def test_a_size_that_becomes_known_late_is_reserved_then(desk: Desk) -> None:
@@ -257,7 +257,7 @@ async def test_a_multipart_committer_that_died_after_joining_is_taken_over(desk:
         patch.setattr(commits, "_settle", unreachable)
         with pytest.raises(errors.Unavailable):
             await commits.commit(context, ME, id, said())
-    assert not store.multiparts
+    assert not store.open
     answer = await commits.commit(context, ME, id, said())
     await all_due(context)
     await reap.reap(context)
@@ -337,7 +337,7 @@ async def test_another_place_is_taken_when_the_first_is_down_and_by_choice(desk:
     done = await commits.commit(context, ME, UUID(ticket["id"]), said(store=other))
     assert done["replica"]["store"] == other
     await reap.reap(context)
-    assert not up.multiparts and not third.multiparts
+    assert not up.open and not third.open
 
 
 async def test_the_same_request_again_is_the_same_ticket(desk: Desk) -> None:
@@ -349,7 +349,7 @@ async def test_the_same_request_again_is_the_same_ticket(desk: Desk) -> None:
     assert await context.db.fetchval("SELECT count(*) FROM leases") == 1
     assert await taken(context) == len(CONTENT)
     await reap.reap(context)
-    assert len(desk.fakes["fake"].multiparts) == 1
+    assert len(desk.fakes["fake"].open) == 1
 
 
 # -- one more replica, known content
@@ -416,10 +416,10 @@ async def test_abandoned_uploads_are_reaped_whole(desk: Desk) -> None:
     ticket = await upload.upload(context, ME, new())
     single = await desk.broker()
     other = await put(single, store, b"x" * 50)
-    assert store.multiparts and store.objects and await taken(context) == len(CONTENT) + 50
+    assert store.open and store.objects and await taken(context) == len(CONTENT) + 50
     await let_expire(context)
     await asyncio.gather(reap.reap(context), reap.reap(single))
-    assert not store.multiparts and not store.objects and await taken(context) == 0
+    assert not store.open and not store.objects and await taken(context) == 0
     assert await context.db.fetchval("SELECT count(*) FROM images") == 0
     assert await context.db.fetchval("SELECT count(*) FROM leases") == 0
     with pytest.raises(errors.Gone):

@@ -54,7 +54,8 @@ class FakeStore:
     """A store in this process. It seals by copying. `broken` names methods that fail; `before` is called with each method's name."""
 
     objects: dict[str, bytes] = field(default_factory=dict)
-    multiparts: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    open: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    _begun_at: dict[str, str] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     calls: list[str] = field(default_factory=list)
     before: Callable[[str], Any] | None = None
@@ -83,8 +84,8 @@ class FakeStore:
         key, _, query = url.removeprefix("http://fake/").partition("?")
         if query:
             upload, _, number = query.partition("&")
-            if upload in self.multiparts:
-                self.multiparts[upload][int(number)] = body
+            if upload in self.open:
+                self.open[upload][int(number)] = body
         else:
             self.objects[key] = body
 
@@ -109,21 +110,20 @@ class FakeStore:
     async def begin(self, key: str, size: int | None, part_size: int, metadata: Mapping[str, str]) -> str:
         await self._enter("begin")
         upload = f"m{len(self.calls)}-{random.random()}"
-        self.multiparts[upload] = {}
+        self.open[upload] = {}
+        self._begun_at[upload] = key
         return upload
 
     async def parts(self, key: str, upload: str) -> Sequence[PartSeen]:
         await self._enter("parts")
-        if upload not in self.multiparts:
+        if upload not in self.open:
             raise errors.Gone("no such upload")
-        return [
-            PartSeen(number, len(body), {"md5": hashlib.md5(body).hexdigest()}) for number, body in sorted(self.multiparts[upload].items())
-        ]
+        return [PartSeen(number, len(body), {"md5": hashlib.md5(body).hexdigest()}) for number, body in sorted(self.open[upload].items())]
 
     async def finish(self, key: str, upload: str, parts: Sequence[PartSeen], metadata: Mapping[str, str]) -> str:
         await self._enter("finish")
-        if upload in self.multiparts:
-            bodies = self.multiparts.pop(upload)
+        if upload in self.open:
+            bodies = self.open.pop(upload)
             self.objects[key] = b"".join(bodies[part.number] for part in parts)
         elif key not in self.objects:
             raise errors.Gone("no such upload")
@@ -131,7 +131,11 @@ class FakeStore:
 
     async def abort(self, key: str, upload: str) -> None:
         await self._enter("abort")
-        self.multiparts.pop(upload, None)
+        self.open.pop(upload, None)
+
+    async def multiparts(self, key: str) -> Sequence[str]:
+        await self._enter("multiparts")
+        return [upload for upload in self.open if self._begun_at[upload] == key]
 
     async def clock_skew(self) -> float:
         return 0.0
