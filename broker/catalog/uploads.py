@@ -6,7 +6,7 @@ Rules
 - Space is reserved while a destination is active and the size is known; it is kept for the replica or given back.
 - A commit belongs to one committer at a time, known by the final key that it chose (`begin_commit`). Another one may take
   over when the first was silent for `SILENT_SECONDS`; the first one's result then counts no more.
-- Whatever ends an upload schedules everything that it left at stores, now and again after its last write URL has expired.
+- How uploads end is `broker.catalog.upload_ends`' affair.
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ from broker.model import Digests, PartSeen, Purpose, UploadState
 
 SILENT_SECONDS = 20.0
 """A committer that was not heard of for so long is taken for dead."""
-
-STRAY_SECONDS = 120.0
-"""So long after the last write URL has expired (clocks differ, requests take time) a stray object is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,14 +176,6 @@ async def create(connection: Any, upload: NewUpload, places: Sequence[NewDestina
         )
 
 
-async def discard(connection: Any, upload: Upload) -> None:
-    """Forget, in a transaction, an upload that never got a place: as if it had not been asked for."""
-    with reachable():
-        await _give_back(connection, upload.destinations)
-        await connection.execute("DELETE FROM uploads WHERE id = $1", upload.id)
-        await _forget_queued(connection, upload)
-
-
 async def activate(connection: Any, upload: Upload, store_id: int) -> bool:
     """Make a standby place active, in a transaction with the upload locked, and reserve its space. False: there is no room."""
     with reachable():
@@ -206,7 +195,7 @@ async def rest(connection: Any, upload: Upload, store_id: int, fresh_key: str) -
     if place is None or place.state != "active":
         return
     with reachable():
-        await _give_back(connection, [place])
+        await give_back(connection, [place])
         lost = place.part_size is not None and place.multipart_id is None
         await connection.execute(
             "UPDATE destinations SET state = 'standby', staging_key = $3 WHERE upload_id = $1 AND store_id = $2",
@@ -261,6 +250,12 @@ async def bind_size(connection: Any, upload: Upload, size: int) -> bool:
     return True
 
 
+async def still_wanted(connection: Any, blob_id: UUID) -> bool:
+    """Whether an image refers to this blob."""
+    with reachable():
+        return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM image_blobs WHERE blob_id = $1)", blob_id))
+
+
 # -- committing
 
 
@@ -301,70 +296,6 @@ async def reopen(db: Any, id: UUID, store_id: int, final_key: str) -> bool:
     return mine is not None
 
 
-async def committed(connection: Any, upload: Upload, store_id: int, key: str, replica_id: UUID, size: int, digests: Digests) -> None:
-    """End an upload whose bytes are now the replica `replica_id` at `key`, which takes its own space; with the upload locked."""
-    with reachable():
-        await _give_back(connection, upload.destinations)
-        await connection.execute(
-            "UPDATE uploads SET state = 'committed', replica_id = $2, size = $3, digests = $4, touched_at = clock_timestamp()"
-            " WHERE id = $1",
-            upload.id, replica_id, size, dict(digests),
-        )  # fmt: skip
-        await _schedule_leftovers(connection, upload, "left over by an upload", kept=(store_id, key))
-
-
-async def failed(connection: Any, upload: Upload, problem: str) -> None:
-    """End an upload whose bytes were refused, in a transaction with the upload locked. Blob and image stay queued, to be tried again."""
-    with reachable():
-        await _give_back(connection, upload.destinations)
-        await connection.execute(
-            "UPDATE uploads SET state = 'failed', problem = $2, touched_at = clock_timestamp() WHERE id = $1", upload.id, problem[:2000]
-        )
-        await _schedule_leftovers(connection, upload, "refused")
-
-
-# -- ending without bytes
-
-
-async def abandoned(connection: Any, upload: Upload) -> None:
-    """End an upload that nobody will finish, in a transaction with the upload locked, and forget the queued blob and image it made."""
-    with reachable():
-        await _give_back(connection, upload.destinations)
-        await connection.execute("UPDATE uploads SET state = 'abandoned', touched_at = clock_timestamp() WHERE id = $1", upload.id)
-        await _schedule_leftovers(connection, upload, "abandoned")
-        await _unlink_queued(connection, upload)
-
-
-async def expired(connection: Any, limit: int) -> list[Upload]:
-    """Uploads that nobody will finish, locked until the transaction ends; those that another broker has locked are left to it."""
-    with reachable():
-        rows = await connection.fetch(
-            "SELECT id FROM uploads WHERE state IN ('open', 'committing') AND expires_at <= clock_timestamp()"
-            " AND (state = 'open' OR touched_at < clock_timestamp() - make_interval(secs => $2))"
-            " ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED",
-            limit, SILENT_SECONDS,
-        )  # fmt: skip
-    found = [await get(connection, row["id"]) for row in rows]
-    return [upload for upload in found if upload is not None]
-
-
-async def forget_ended(connection: Any, seconds: float, limit: int) -> int:
-    """Forget up to `limit` uploads that ended `seconds` ago, with what is still queued only because of them. Returns how many."""
-    with reachable():
-        rows = await connection.fetch(
-            "SELECT id FROM uploads WHERE state IN ('committed', 'failed', 'abandoned')"
-            " AND touched_at < clock_timestamp() - make_interval(secs => $2) ORDER BY touched_at LIMIT $1 FOR UPDATE SKIP LOCKED",
-            limit, seconds,
-        )  # fmt: skip
-        for row in rows:
-            upload = await get(connection, row["id"])
-            if upload is not None:
-                await _unlink_queued(connection, upload)
-                await connection.execute("DELETE FROM uploads WHERE id = $1", upload.id)
-                await _forget_queued(connection, upload)
-    return len(rows)
-
-
 # -- the parts of the above
 
 
@@ -380,7 +311,8 @@ async def _reserve(connection: Any, store_id: int, size: int) -> bool:
     )
 
 
-async def _give_back(connection: Any, places: Sequence[Destination]) -> None:
+async def give_back(connection: Any, places: Sequence[Destination]) -> None:
+    """Give back the space that these places have reserved, in a transaction with the upload locked."""
     for place in sorted(places, key=lambda place: place.store_id):
         if place.reserved:
             await connection.execute(
@@ -389,71 +321,6 @@ async def _give_back(connection: Any, places: Sequence[Destination]) -> None:
             await connection.execute(
                 "UPDATE destinations SET reserved = 0 WHERE upload_id = $1 AND store_id = $2", place.upload_id, place.store_id
             )
-
-
-async def _schedule_leftovers(connection: Any, upload: Upload, reason: str, kept: tuple[int, str] | None = None) -> None:
-    """Have everything removed that the upload wrote or may have written, but for the location `kept`.
-
-    What a write URL reaches is removed now and once more after the URL has expired: it may be used until then.
-    """
-    for place in upload.destinations:
-        untouched = place.state == "standby" and place.multipart_id is None
-        if untouched:
-            continue
-        later = place.urls_until + STRAY_SECONDS
-        finished = kept is not None and kept[0] == place.store_id
-        if place.multipart_id is not None and not finished:
-            for at in (None, later):
-                await deletions.schedule(
-                    connection, place.store_id, place.staging_key, multipart_id=place.multipart_id, reason=reason, due_at=at
-                )
-        if place.part_size is not None:
-            await deletions.schedule(
-                connection, place.store_id, place.staging_key, multipart_id=deletions.EVERY_MULTIPART, reason=reason, due_at=later
-            )
-        objects: set[tuple[str, float | None]] = {(key, at) for key in place.sealed_keys for at in (None, later)}
-        if place.part_size is None:
-            objects |= {(place.staging_key, None), (place.staging_key, later)}
-        elif place.seen is not None:
-            objects |= {(place.staging_key, None), (place.staging_key, later)}  # an object may have been made of the parts
-        for key, at in sorted(objects, key=str):
-            if kept != (place.store_id, key):
-                await deletions.schedule(connection, place.store_id, key, reason=reason, due_at=at)
-
-
-async def _unlink_queued(connection: Any, upload: Upload) -> None:
-    """Take a blob that never came off its image, and the image away that was made for it, unless another upload may still bring it."""
-    await connection.execute(
-        "DELETE FROM image_blobs ib USING blobs b WHERE ib.blob_id = $1 AND b.id = ib.blob_id AND b.state = 'queued'"
-        " AND NOT EXISTS (SELECT FROM uploads u WHERE u.blob_id = b.id AND u.id <> $2 AND u.state IN ('open', 'committing', 'failed'))",
-        upload.blob_id, upload.id,
-    )  # fmt: skip
-    if upload.image_id is not None:
-        await connection.execute(
-            "DELETE FROM images i WHERE id = $1 AND status = 'queued'"
-            " AND EXISTS (SELECT FROM uploads u WHERE u.image_id = i.id AND u.blob_id = $2 AND u.makes_image)"
-            " AND NOT EXISTS (SELECT FROM image_blobs WHERE image_id = i.id)",
-            upload.image_id, upload.blob_id,
-        )  # fmt: skip
-
-
-async def _forget_queued(connection: Any, upload: Upload) -> None:
-    """Forget a queued blob that no upload brings any more, with its links, and the image that was made for it."""
-    await connection.execute(
-        "DELETE FROM image_blobs ib USING blobs b WHERE ib.blob_id = $1 AND b.id = ib.blob_id AND b.state = 'queued'"
-        " AND NOT EXISTS (SELECT FROM uploads WHERE blob_id = b.id)",
-        upload.blob_id,
-    )
-    if upload.image_id is not None and upload.makes_image:
-        await connection.execute(
-            "DELETE FROM images i WHERE id = $1 AND status = 'queued' AND NOT EXISTS (SELECT FROM image_blobs WHERE image_id = i.id)",
-            upload.image_id,
-        )
-    await connection.execute(
-        "DELETE FROM blobs b WHERE id = $1 AND state = 'queued' AND NOT EXISTS (SELECT FROM uploads WHERE blob_id = b.id)"
-        " AND NOT EXISTS (SELECT FROM image_blobs WHERE blob_id = b.id) AND NOT EXISTS (SELECT FROM replicas WHERE blob_id = b.id)",
-        upload.blob_id,
-    )
 
 
 def _upload(row: Any, places: Sequence[asyncpg.Record]) -> Upload:

@@ -20,13 +20,13 @@ from typing import Any
 from uuid import UUID
 
 from broker import errors
-from broker.catalog import blobs, deletions, leases, replicas, uploads, views
+from broker.catalog import blobs, deletions, leases, replicas, upload_ends, uploads
 from broker.catalog import tickets as records
-from broker.catalog.connect import reachable
 from broker.catalog.transaction import transaction
 from broker.catalog.uploads import Destination, Upload
-from broker.model import BlobState, Client, Observation, PartSeen, Pieces, Replica, ReplicaState, Store, UploadState, new_id
-from broker.service import asked, destinations, parts, places
+from broker.model import Blob, BlobState, Client, Observation, PartSeen, Pieces, Replica, ReplicaState, Store, UploadState, new_id
+from broker.service import asked, destinations, parts
+from broker.service import replicas as replica_service
 from broker.service.context import Context
 from broker.service.targets import complain
 from broker.service.upload import active_place, forget, own, seen_parts
@@ -84,7 +84,7 @@ async def commit(context: Context, client: Client, ticket: UUID, request: Mappin
         upload = await own(context, client, ticket)
         if upload.state is UploadState.COMMITTED:
             _same(upload, request)
-            return await _answer(context, upload)
+            return await _answer(context, client, upload)
         claim = await _claim(context, upload.id, request)
         if claim is None:
             await asyncio.sleep(_POLL_SECONDS)
@@ -278,13 +278,14 @@ async def _settle(context: Context, claim: Claim, sealed: Sealed) -> errors.Brok
         upload = await uploads.get(connection, claim.upload.id, lock=True)
         _still_mine(upload, claim)
         assert upload is not None
-        blob = await connection.fetchrow("SELECT state, size, digests FROM blobs WHERE id = $1 FOR UPDATE", upload.blob_id)
+        await blobs.lock(connection, [upload.blob_id])
+        blob = await blobs.get(connection, upload.blob_id)
         refused = await _against(connection, upload, blob, claim)
         if refused is not None:
-            await uploads.failed(connection, upload, str(refused))
+            await upload_ends.failed(connection, upload, str(refused))
             await deletions.schedule(connection, claim.store.id, sealed.key, reason="refused")
             return refused
-        if blob["state"] == BlobState.QUEUED.value:
+        if blob is not None and blob.state is BlobState.QUEUED:
             await blobs.activate(connection, upload.blob_id, size, digests, claim.pieces)
         replica = Replica(
             id=new_id(context.clock()),
@@ -299,18 +300,18 @@ async def _settle(context: Context, claim: Claim, sealed: Sealed) -> errors.Brok
             observed_strength=",".join(dict.fromkeys((sealed.verdict.strength, *sealed.verdict.proven))),
         )
         await replicas.insert(connection, replica, claim.store.id, upload.subject)
-        await uploads.committed(connection, upload, claim.store.id, sealed.key, replica.id, size, digests)
+        await upload_ends.committed(connection, upload, claim.store.id, sealed.key, replica.id, size, digests)
     return None
 
 
-async def _against(connection: Any, upload: Upload, blob: Any, claim: Claim) -> errors.BrokerError | None:
+async def _against(connection: Any, upload: Upload, blob: Blob | None, claim: Claim) -> errors.BrokerError | None:
     """What the catalogue has against the bytes, however good they are."""
-    if blob is None or blob["state"] == BlobState.DELETING.value:
+    if blob is None or blob.state is BlobState.DELETING:
         return errors.Gone("The blob has been deleted meanwhile.")
-    if blob["state"] == BlobState.QUEUED.value:
-        linked = await connection.fetchval("SELECT EXISTS (SELECT FROM image_blobs WHERE blob_id = $1)", upload.blob_id)
-        return None if linked else errors.Gone("The image has been deleted meanwhile.")
-    differs = combined(Declaration(size=blob["size"], digests=blob["digests"]), claim.declared)
+    if blob.state is BlobState.QUEUED:
+        wanted = await uploads.still_wanted(connection, upload.blob_id)
+        return None if wanted else errors.Gone("The image has been deleted meanwhile.")
+    differs = combined(Declaration(size=blob.size, digests=blob.digests), claim.declared)
     if isinstance(differs, Mismatched):
         return errors.Mismatch("The blob is something else.", field=differs.field, expected=differs.declared)
     return None
@@ -330,7 +331,7 @@ async def _refuse(context: Context, claim: Claim, refusal: _Refused) -> None:
         upload = await uploads.get(connection, claim.upload.id, lock=True)
         _still_mine(upload, claim)
         assert upload is not None
-        await uploads.failed(connection, upload, f"{found.field}: declared {found.declared}, observed {found.observed}")
+        await upload_ends.failed(connection, upload, f"{found.field}: declared {found.declared}, observed {found.observed}")
         if refusal.key is not None:
             await deletions.schedule(connection, claim.store.id, refusal.key, reason="refused")
     await _close(context, claim.upload)
@@ -356,40 +357,18 @@ def _mismatch(claim: Claim, refusal: _Refused) -> errors.Mismatch:
     )
 
 
-async def _answer(context: Context, upload: Upload) -> dict[str, Any]:
+async def _answer(context: Context, client: Client, upload: Upload) -> dict[str, Any]:
     """What a committed upload is now. Raises `Gone` when its replica is no more."""
-    with reachable():
-        (view,) = await views.blobs(context.db, [upload.blob_id])
-    replica = None if view is None else next((found for found in view.replicas if found.id == upload.replica_id), None)
-    if view is None or replica is None:
-        raise errors.Gone("The upload was committed; its replica has been removed since.")
-    answer: dict[str, Any] = {
-        "id": str(upload.id),
-        "state": "committed",
-        "blob": asked.summary(view.blob),
-        "replica": _replica(context, replica),
-    }
+    blob = await blobs.get(context.db, upload.blob_id)
+    try:
+        if blob is None or upload.replica_id is None:
+            raise errors.NotFound
+        replica = await replica_service.get_replica(context, client, upload.replica_id)
+    except errors.NotFound:
+        raise errors.Gone("The upload was committed; its replica has been removed since.") from None
+    answer = {"id": str(upload.id), "state": "committed", "blob": asked.summary(blob), "replica": replica.body}
     if upload.image_id is not None:
         answer["image"] = str(upload.image_id)
     if upload.format is not None:
         answer["format"] = upload.format
     return answer
-
-
-def _replica(context: Context, replica: Replica) -> dict[str, Any]:
-    store = context.memory.store(replica.store)
-    shown: dict[str, Any] = {
-        "id": str(replica.id),
-        "blob": str(replica.blob_id),
-        "store": replica.store,
-        "site": store.site if store is not None else "",
-        "key": replica.key,
-        "purpose": replica.purpose.value,
-        "state": replica.state.value,
-        "deletable": replica.deletable,
-        "project": replica.project,
-    }
-    if replica.observed_by is not None and replica.observed_at is not None:
-        at = places.instant(replica.observed_at)
-        shown["observed"] = {"by": replica.observed_by, "strength": replica.observed_strength or "", "at": at}
-    return shown

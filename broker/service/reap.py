@@ -15,7 +15,7 @@ import asyncio
 import structlog
 
 from broker import errors
-from broker.catalog import blobs, deletions, idempotency, leases, uploads
+from broker.catalog import blobs, deletions, leases, upload_ends
 from broker.catalog.deletions import EVERY_MULTIPART, Deletion
 from broker.catalog.transaction import transaction
 from broker.service.context import Context
@@ -36,9 +36,8 @@ async def reap(context: Context) -> dict[str, int]:
     done = {"leases": await leases.sweep(context.db), "abandoned": await abandon_expired(context)}
     done["deleted"] = await delete_due(context)
     async with transaction(context.db) as connection:
-        done["forgotten"] = await uploads.forget_ended(connection, KEPT_SECONDS, _BATCH)
+        done["forgotten"] = await upload_ends.forget_ended(connection, KEPT_SECONDS, _BATCH)
     done["blobs"] = await blobs.forget_deleted(context.db)
-    await idempotency.forget_old(context.db)
     return done
 
 
@@ -47,9 +46,9 @@ async def abandon_expired(context: Context) -> int:
     total = 0
     while True:
         async with transaction(context.db) as connection:
-            expired = await uploads.expired(connection, _BATCH)
+            expired = await upload_ends.expired(connection, _BATCH)
             for upload in expired:
-                await uploads.abandoned(connection, upload)
+                await upload_ends.abandoned(connection, upload)
         for upload in expired:
             forget(context, upload)
         if expired:

@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-import asyncpg
-
 from broker import errors, permit
-from broker.catalog import uploads, views
+from broker.catalog import blobs, images, uploads, views
 from broker.catalog.connect import reachable
-from broker.model import BlobState, Client, Digests, Principal, Purpose, ReplicaState, Visibility, new_id
+from broker.model import Blob, BlobState, Client, Digests, Principal, Purpose, ReplicaState, Visibility, new_id
 from broker.service.context import Context
 from broker.verify import Declaration, Problem, declaration_problems
 
@@ -131,25 +129,25 @@ async def _blob(context: Context, principal: Principal, blob_id: UUID, request: 
 
 
 async def write(connection: Any, client: Client, target: Target) -> None:
-    """Write what a new target needs, in the transaction that makes the upload. Raises `Conflict`."""
-    principal = client.principal
-    if target.new_image is not None:
-        image = target.new_image
-        await connection.execute(
-            "INSERT INTO images (id, name, project, subject, visibility, properties) VALUES ($1, $2, $3, $4, $5, $6)",
-            target.image_id, image.name, principal.project, principal.subject, image.visibility.value, dict(image.properties),
-        )  # fmt: skip
+    """Write what a new target needs, in the transaction that makes the upload. Raises `Conflict`, `NotFound`."""
+    principal, image = client.principal, target.new_image
     if target.new_blob:
-        await connection.execute("INSERT INTO blobs (id) VALUES ($1)", target.blob_id)
-    if target.links:
-        try:
-            await connection.execute(
-                "INSERT INTO image_blobs (image_id, format, blob_id) VALUES ($1, $2, $3)", target.image_id, target.format, target.blob_id
-            )
-        except asyncpg.UniqueViolationError:
-            raise errors.Conflict("The image has this format already.", field="format", expected="another format") from None
-        except asyncpg.ForeignKeyViolationError:
-            raise errors.NotFound("No such image.") from None
+        await blobs.insert(connection, Blob(target.blob_id, None, {}, BlobState.QUEUED))
+    if target.image_id is None or target.format is None:
+        return
+    if image is not None:
+        await images.insert(
+            connection,
+            target.image_id,
+            name=image.name,
+            project=principal.project,
+            subject=principal.subject,
+            visibility=image.visibility,
+            properties=image.properties,
+            blobs={target.format: target.blob_id},
+        )
+    elif target.links:
+        await images.attach(connection, target.image_id, target.format, target.blob_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ found, what is missing is done. An upload belongs to the principal that asked fo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +16,7 @@ import asyncpg
 import orjson
 
 from broker import errors
-from broker.catalog import leases, uploads
+from broker.catalog import blobs, leases, upload_ends, uploads
 from broker.catalog import tickets as records
 from broker.catalog.transaction import transaction
 from broker.catalog.uploads import Destination, NewUpload, Upload
@@ -102,7 +103,7 @@ async def _take_one(context: Context, client: Client, upload: Upload, excluded: 
     async with transaction(context.db) as connection:
         now = await uploads.get(connection, upload.id, lock=True)
         if now is not None and now.state is UploadState.OPEN and all(place.state == "standby" for place in now.destinations):
-            await uploads.discard(connection, now)
+            await upload_ends.discard(connection, now)
     last.extra["excluded"] = excluded
     context.metrics.tickets.inc("upload", last.type, "")
     raise last
@@ -111,21 +112,12 @@ async def _take_one(context: Context, client: Client, upload: Upload, excluded: 
 async def _link(context: Context, client: Client, id: UUID, target: Target, known: Known) -> bool:
     """Make the image of bytes that are there already. False when they went away meanwhile."""
     async with transaction(context.db) as connection:
-        state = await connection.fetchval("SELECT state FROM blobs WHERE id = $1 FOR UPDATE", known.blob_id)
-        if state != BlobState.ACTIVE.value:
+        if (await blobs.lock(connection, [known.blob_id])).get(known.blob_id) is not BlobState.ACTIVE:
             return False
-        linked = Target(
-            known.blob_id, target.image_id, target.format, target.purpose, known.size, known.digests, False, target.new_image, True
-        )
+        linked = replace(target, blob_id=known.blob_id, size=known.size, digests=known.digests, new_blob=False)
         await targets.write(connection, client, linked)
         await uploads.create(connection, _row(context, client, id, linked), [])
-        await connection.execute(
-            "UPDATE images SET status = 'active', updated_at = now(), version = version + 1 WHERE id = $1 AND status = 'queued'",
-            target.image_id,
-        )
-        await connection.execute(
-            "UPDATE uploads SET state = 'committed', replica_id = $2, touched_at = clock_timestamp() WHERE id = $1", id, known.replica_id
-        )
+        await upload_ends.linked(connection, id, known.replica_id)
     context.memory.forget("blob", str(known.blob_id))
     context.memory.forget("image", str(target.image_id))
     await _record(context, client, await _own(context, client, id))
@@ -233,7 +225,7 @@ async def release_upload(context: Context, client: Client, ticket: UUID) -> None
         if mine.state is UploadState.COMMITTING and not mine.silent:
             raise errors.Conflict("The upload is being committed.", retry_after=1.0)
         if mine.state in (UploadState.OPEN, UploadState.COMMITTING):
-            await uploads.abandoned(connection, mine)
+            await upload_ends.abandoned(connection, mine)
     await records.release(context.db, ticket)
     await leases.release(context.db, [(ticket, None)])
     forget(context, mine)

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from broker.catalog import blobs, deletions, leases, replicas, tickets, uploads, views
+from broker.catalog import blobs, deletions, images, leases, replicas, tickets, upload_ends, uploads, views
 from broker.model import new_id
 from broker.service import commit as commits
 from broker.service import reap, upload
@@ -54,7 +54,7 @@ def mortal(patch: pytest.MonkeyPatch, life: Life, store: FakeStore) -> None:
 
         return call
 
-    for module in (blobs, deletions, leases, replicas, tickets, uploads, views):
+    for module in (blobs, deletions, images, leases, replicas, tickets, upload_ends, uploads, views):
         for name, function in inspect.getmembers(module, inspect.iscoroutinefunction):
             if not name.startswith("_") and function.__module__ == module.__name__ and name != "grant":
                 patch.setattr(module, name, wrapped(function))
