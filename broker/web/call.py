@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from broker.errors import Invalid, PreconditionFailed, PreconditionRequired, Unauthenticated
+from broker.errors import Conflict, Invalid, PreconditionFailed, PreconditionRequired, Unauthenticated
 from broker.model import Client
 from broker.service import idempotency
 from broker.service.context import Context
@@ -50,6 +51,16 @@ class Call:
         key = self.headers.get("Idempotency-Key")
         request = {} if key is None else {"path": self.path, "body": self.body}
         return await idempotency.claim(self.context, self.client, key, self.operation, request)
+
+    async def create(self, verb: Callable[[Claim], Awaitable[Versioned]]) -> Versioned:
+        """What `verb` makes, once: of the same request sent twice at once, the slower one is shown what the other made."""
+        claim = await self.claim()
+        try:
+            return await verb(claim)
+        except Conflict:
+            if claim.repeated or "Idempotency-Key" not in self.headers:
+                raise
+        return await verb(Claim(claim.id, repeated=True))
 
     @property
     def expected_version(self) -> int | None:

@@ -178,7 +178,7 @@ class Api:
             call.headers = route.headers(given) if given else given
         if route.body is not None:
             call.body = route.body(await self._read(request, route.media_type or _JSON))
-        elif request.body_exists and await self._payload(request):
+        elif request.body_exists and request.content_length != 0:
             raise errors.Malformed("This operation takes no body.")
         return await route.handler(call)
 

@@ -15,7 +15,7 @@ from broker import log
 JWT = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJlLW9mLWl0"
 
 LEAKS = {
-    "sigv4 url": ("https://s/k?X-Amz-Credential=AKIAEXAMPLE%2F2026&X-Amz-Signature=5ec7e7abc123&X-Amz-Expires=6", ["AKIAEXAMPLE", "5ec7e7abc123"]),
+    "sigv4 url": ("https://s/k?X-Amz-Credential=AKIAX%2F2026&X-Amz-Signature=5ec7e7abc123&X-Amz-Expires=6", ["AKIAX", "5ec7e7abc123"]),
     "sigv4 url with session": ("GET http://x/k?X-Amz-Security-Token=FwoGZXIvYXdz&a=b", ["FwoGZXIvYXdz"]),
     "tempurl": ("https://swift/v1/a/c/o?temp_url_sig=deadbeefcafe&temp_url_expires=5", ["deadbeefcafe"]),
     "token in query": (f"http://store/k?token={JWT}", [JWT, "c2lnbmF0dXJl"]),

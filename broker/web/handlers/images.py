@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from broker.service import blobs, images
 from broker.web.call import Answer, Call, versioned
 
@@ -13,7 +15,7 @@ async def list_images(call: Call) -> Answer:
 
 
 async def create_image(call: Call) -> Answer:
-    found = await images.create_image(call.context, call.client, call.body, await call.claim())
+    found = await call.create(partial(images.create_image, call.context, call.client, call.body))
     return versioned(found, 201, f"/v1/images/{found.body['id']}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from urllib.parse import quote
 
 from broker.service import paths, sites, stores
@@ -18,7 +19,7 @@ async def list_stores(call: Call) -> Answer:
 
 
 async def create_store(call: Call) -> Answer:
-    found = await stores.create_store(call.context, call.client, call.body, await call.claim())
+    found = await call.create(partial(stores.create_store, call.context, call.client, call.body))
     return versioned(found, 201, f"/v1/stores/{found.body['name']}")
 
 
@@ -45,7 +46,7 @@ async def list_sites(call: Call) -> Answer:
 
 
 async def create_site(call: Call) -> Answer:
-    found = await sites.create_site(call.context, call.client, call.body, await call.claim())
+    found = await call.create(partial(sites.create_site, call.context, call.client, call.body))
     return versioned(found, 201, f"/v1/sites/{quote(found.body['path'], safe='')}")
 
 

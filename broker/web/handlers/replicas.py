@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from broker.service import replicas
 from broker.web.call import Answer, Call, versioned
 
@@ -13,7 +15,7 @@ async def list_blob_replicas(call: Call) -> Answer:
 
 
 async def register_replica(call: Call) -> Answer:
-    found = await replicas.register_replica(call.context, call.client, call.id("blob"), call.body, await call.claim())
+    found = await call.create(partial(replicas.register_replica, call.context, call.client, call.id("blob"), call.body))
     return versioned(found, 201, f"/v1/replicas/{found.body['id']}")
 
 
