@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from importlib import resources
 from typing import Any
 from uuid import UUID
 
+import jsonschema_rs
+import orjson
 import pytest
 
 from broker import errors
@@ -484,3 +487,63 @@ async def test_deletions_are_tried_until_they_succeed(desk: Desk) -> None:
     await reap.reap(context)
     assert not store.objects and await taken(context) == 2
     assert reap.backoff(1) == 10.0 and reap.backoff(40) == 3600.0
+
+
+# -- the contract
+
+
+def conforms(schema: str, body: dict[str, Any]) -> None:
+    """Raise unless `body` is what openapi.json says of `schema`."""
+    contract = orjson.loads(resources.files("broker.schemas").joinpath("openapi.json").read_bytes())
+    jsonschema_rs.validator_for({"$ref": f"#/components/schemas/{schema}", "components": contract["components"]}).validate(
+        orjson.loads(orjson.dumps(body))
+    )
+
+
+@pytest.mark.parametrize("policy", [{}, PARTS], ids=["single", "parts"])
+@pytest.mark.parametrize("content", [CONTENT, None], ids=["declared", "undeclared"])
+async def test_every_answer_is_as_the_contract_says(desk: Desk, policy: dict[str, Any], content: bytes | None) -> None:
+    store = await desk.fake()
+    await desk.fake("weak", Abilities(reads=True, writes=True, observes=("md5",)))
+    await desk.fake("other", enabled=False)
+    context = await desk.broker(**policy)
+    ticket = await upload.upload(context, ME, new(content, count=3))
+    id = UUID(ticket["id"])
+    assert {entry["store"]: entry["reason"] for entry in ticket["excluded"]} == {"weak": "cannot-seal", "other": "disabled"}
+    conforms("Ticket", ticket)
+    if "parts" in ticket["destinations"][0]:
+        signed = await upload.sign_parts(context, ME, id, {"numbers": [1], "size": len(CONTENT)})
+        conforms("PartsAnswer", signed)
+        ticket = await upload.refresh_upload(context, ME, id)
+        conforms("Ticket", ticket)
+        for part in ticket["destinations"][0]["parts"]:
+            store.put(part["url"], CONTENT[part["offset"] : part["offset"] + part["length"]])
+    else:
+        store.put(ticket["destinations"][0]["url"], CONTENT)
+    conforms("TicketState", await upload.upload_state(context, ME, id))
+    conforms("CommitAnswer", await commits.commit(context, ME, id, said()))
+    conforms("TicketState", await upload.upload_state(context, ME, id))
+    conforms("Ticket", await upload.refresh_upload(context, ME, id))
+    known = await upload.upload(context, ME, new())
+    conforms("Ticket", known)
+    failing = await upload.upload(context, client(project="q"), new(None, size=5))
+    conforms("Ticket", failing)
+    with pytest.raises(errors.NotUploaded) as missing:
+        await commits.commit(context, client(project="q"), UUID(failing["id"]), said(b"12345"))
+    conforms("Problem", missing.value.problem())
+    for part in failing["destinations"][0].get("parts", [failing["destinations"][0]]):
+        store.put(part["url"], b"54321")
+    with pytest.raises((errors.Mismatch, errors.Unverifiable)) as refused:
+        await commits.commit(context, client(project="q"), UUID(failing["id"]), said(b"12345"))
+    conforms("Problem", refused.value.problem())
+
+
+async def test_another_project_learns_no_key_from_known_content(desk: Desk) -> None:
+    store = await desk.fake()
+    context = await desk.broker()
+    admin = client(project="ops", role=Role.ADMIN)
+    done = await committed(context, store, admin, image={"name": "vetted", "visibility": "public"})
+    assert "key" in done["replica"]
+    ticket = await upload.upload(context, ME, new())
+    answer = await commits.commit(context, ME, UUID(ticket["id"]), said())
+    assert ticket["known"] and answer["blob"]["id"] == done["blob"]["id"] and "key" not in answer["replica"]
