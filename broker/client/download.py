@@ -92,9 +92,7 @@ async def download(
 
 
 class _Download:
-    def __init__(
-        self, broker: Broker, wanted: Wanted, ticket: Ticket, target: Target, progress: Progress, stall_seconds: float
-    ) -> None:
+    def __init__(self, broker: Broker, wanted: Wanted, ticket: Ticket, target: Target, progress: Progress, stall_seconds: float) -> None:
         if ticket.blob.size is None:
             raise TransferFailed("the ticket names a blob without a size")
         self._broker = broker

@@ -229,7 +229,7 @@ class Sources:
         self._told.append(asyncio.create_task(self._quietly(report, "could not report to the broker")))
 
     async def settle(self, *, abandoned: bool = False) -> None:
-        """Wait until the broker has been told everything. Gives back the leases of sources that were never used; all of them when `abandoned`."""
+        """Wait until the broker has been told everything. Gives back leases that were never used; all of them when `abandoned`."""
         states = ("leased", "active") if abandoned else ("leased",)
         for ticket in {seat.ticket for seat in self.seats if seat.state in states}:
             self._told.append(asyncio.create_task(self._quietly(self._broker.release(ticket, patience=0), "could not release a lease")))

@@ -133,17 +133,17 @@ async def test_a_refused_url_is_signed_again_once(tmp_path: Path) -> None:
 
 
 async def test_goes_on_without_the_broker_while_urls_live(tmp_path: Path) -> None:
-    async with serving(_broker(FakeStore("bad", "cut", after=4 * MEBIBYTE), FakeStore("good"))) as fake:
-        async with Broker(fake.url, "token", patience=2) as broker:
-            ticket = broker.download_ticket
+    fake = _broker(FakeStore("bad", "cut", after=4 * MEBIBYTE), FakeStore("good"))
+    async with serving(fake), Broker(fake.url, "token", patience=2) as broker:
+        ticket = broker.download_ticket
 
-            async def then_down(**arguments: object) -> object:
-                answer = await ticket(**arguments)  # type: ignore[arg-type]
-                fake.down = True
-                return answer
+        async def then_down(**arguments: object) -> object:
+            answer = await ticket(**arguments)  # type: ignore[arg-type]
+            fake.down = True
+            return answer
 
-            broker.download_ticket = then_down  # type: ignore[method-assign,assignment]
-            got = await download(broker, Wanted(blob=fake.blob, parallel=1), tmp_path / "image", stall_seconds=1)
+        broker.download_ticket = then_down  # type: ignore[method-assign,assignment]
+        got = await download(broker, Wanted(blob=fake.blob, parallel=1), tmp_path / "image", stall_seconds=1)
     assert (tmp_path / "image").read_bytes() == CONTENT
     assert {used.store: used.outcome for used in got.sources} == {"bad": "failed", "good": "ok"}
 
