@@ -107,8 +107,9 @@ async def _schedule_leftovers(connection: Any, upload: Upload, reason: str, kept
             continue
         later = place.urls_until + STRAY_SECONDS
         finished = kept is not None and kept[0] == place.store_id
-        if place.multipart_id is not None and not finished:
-            for at in (None, later):
+        if place.multipart_id is not None:
+            # Also of a finished one: a part's URL that still lives may leave a part behind, and giving up ends no object.
+            for at in (later,) if finished else (None, later):
                 await deletions.schedule(
                     connection, place.store_id, place.staging_key, multipart_id=place.multipart_id, reason=reason, due_at=at
                 )

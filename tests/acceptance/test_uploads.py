@@ -106,6 +106,10 @@ async def test_parts(desk: Desk, context: Context) -> None:
     await context.db.execute("UPDATE deletions SET due_at = now()")
     await reap.reap(context)
     assert await desk.fetch(context, place["store"], key) == LARGE
+    row = await context.db.fetchrow("SELECT staging_key, multipart_id FROM destinations")
+    assert row is not None
+    with contextlib.suppress(errors.Gone):
+        assert list(await context.memory.driver(place["store"]).parts(row["staging_key"], row["multipart_id"])) == []
 
 
 async def test_size_and_digests_told_at_the_end(desk: Desk, context: Context) -> None:
