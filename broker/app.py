@@ -37,7 +37,7 @@ from broker.web.client import ClientFinder
 from broker.web.handlers import HANDLERS
 from broker.web.routes import Api, ApiServer, Router
 
-STOP_SECONDS = 10.0
+STOP_SECONDS = 5.0
 """Requests under way have so long to end when the broker is stopped."""
 
 CREDENTIALS_SECONDS = 2.0

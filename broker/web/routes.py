@@ -41,6 +41,7 @@ BODY_SECONDS = 60.0
 """A body must have arrived in this time."""
 
 _JSON = "application/json"
+_SERVER = "transfer-broker"
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")  # W3C Trace Context, version 00
 _PARAMETER = re.compile(r"\{([a-z]+)\}")
 _log = structlog.get_logger(__name__)
@@ -152,7 +153,7 @@ class Api:
         except Exception as error:
             status, body, headers = problem.render(_unexpected(error, request_id))
         headers["X-Request-Id"] = request_id
-        headers["Server"] = "transfer-broker"
+        headers["Server"] = _SERVER
         if traceparent is not None:
             headers["traceparent"] = traceparent
         response = web.Response(status=status, body=body, headers=CIMultiDict(headers))
@@ -239,7 +240,7 @@ class _Connection(RequestHandler):
     ) -> web.StreamResponse:
         error = _unexpected(exc, None) if status == 500 else errors.Malformed("This is no HTTP that can be read.")
         status, body, headers = problem.render(error)
-        response = web.Response(status=status, body=body, headers=headers)
+        response = web.Response(status=status, body=body, headers={**headers, "Server": _SERVER})
         response.force_close()
         return response
 

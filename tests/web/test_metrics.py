@@ -1,0 +1,110 @@
+"""Metrics: named as Prometheus wants, on a listener of their own, and bounded."""
+
+from __future__ import annotations
+
+import subprocess
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from broker import metrics
+from broker.service import jobs
+from tests.parts.broker import Api, RunningBroker
+from tests.parts.process import find_program
+
+
+def exercised() -> metrics.Metrics:
+    """Metrics with a child for every label set."""
+    found = metrics.create("1.0")
+    for name in found.__slots__:
+        metric = getattr(found, name)
+        if isinstance(metric, metrics.Counts):
+            metric.inc(*("a" for _ in metric._metric._labelnames))
+        elif isinstance(metric, metrics.Times):
+            metric.observe(0.1, *("a" for _ in metric._metric._labelnames))
+        elif isinstance(metric, metrics.Levels):
+            metric.set(1, *("a" for _ in metric._metric._labelnames))
+    return found
+
+
+def test_promtool_finds_nothing_to_mend() -> None:
+    promtool = find_program("promtool", "apt-get install prometheus")
+    checked = subprocess.run([promtool, "check", "metrics"], input=exercised().render(), capture_output=True, check=False, timeout=60)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+def test_every_name_begins_with_broker_and_labels_are_those_stated() -> None:
+    allowed = {
+        "operation",
+        "outcome",
+        "store",
+        "reason",
+        "direction",
+        "state",
+        "status",
+        "statement",
+        "kind",
+        "method",
+        "job",
+        "version",
+        "le",
+    }
+    families = list(text_string_to_metric_families(exercised().render().decode()))
+    assert len(families) >= 25
+    for family in families:
+        assert family.name.startswith("broker_")
+        for sample in family.samples:
+            assert sample.labels.keys() <= allowed
+
+
+def test_a_gauge_forgets_what_is_gone() -> None:
+    found = metrics.create()
+    found.leases.replace({("a", "read"): 1, ("b", "read"): 2})
+    found.leases.replace({("b", "read"): 3})
+    assert b'store="a"' not in found.render()
+    assert b'broker_leases{direction="read",store="b"} 3.0' in found.render()
+
+
+def value(text: str, name: str, **labels: str) -> float:
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == name and sample.labels == labels:
+                return sample.value
+    return 0.0
+
+
+async def test_requests_are_counted_by_operation_and_status(broker: RunningBroker, api: Api, session: aiohttp.ClientSession) -> None:
+    await api.post("/v1/images", {"name": "x"})
+    await api.post("/v1/images", {})
+    await api.as_("wrong").get("/v1/images")
+    await api.get("/v1/somewhere/else")
+    await jobs.count(broker.context)
+    async with session.get(f"{broker.metrics_url}/metrics") as response:
+        assert response.headers["Content-Type"].startswith("text/plain")
+        text = await response.text()
+    assert value(text, "broker_http_requests_total", operation="createImage", status="201") == 1
+    assert value(text, "broker_http_requests_total", operation="createImage", status="400") == 1
+    assert value(text, "broker_http_requests_total", operation="listImages", status="401") == 1
+    assert value(text, "broker_http_requests_total", operation="", status="404") == 1
+    assert value(text, "broker_http_request_seconds_count", operation="createImage") == 2
+    assert value(text, "broker_images", status="queued") == 1
+    assert "somewhere" not in text
+
+
+async def test_the_operators_listener_is_its_own(broker: RunningBroker, api: Api, session: aiohttp.ClientSession) -> None:
+    assert (await api.get("/metrics")).status == 404
+    assert (await api.get("/healthz")).status == 404
+    async with session.get(f"{broker.metrics_url}/v1") as response:
+        assert response.status == 404
+    async with session.get(f"{broker.metrics_url}/healthz") as response:
+        assert (response.status, await response.json()) == (200, {"database": "ok"})
+
+
+async def test_health_says_when_the_database_is_away(broker: RunningBroker, api: Api, session: aiohttp.ClientSession) -> None:
+    broker.context.db.terminate()
+    async with session.get(f"{broker.metrics_url}/healthz") as response:
+        assert (response.status, await response.json()) == (503, {"database": "unreachable"})
+    lost = await api.get("/v1/images")
+    assert (lost.status, lost.body["type"]) == (503, "/problems/unavailable")
+    assert int(lost.headers["Retry-After"]) >= 1
+    assert (await api.get("/v1")).status == 200
