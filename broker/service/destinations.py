@@ -75,7 +75,7 @@ def rank_stores(context: Context, client: Client, request: Mapping[str, Any], ta
         if known is not None:
             chosen.append(_place(known, len(chosen) + 1, target.blob_id, cuts[known.name], estimate, weight))
     if not chosen:
-        context.metrics.tickets.inc("upload", "no-destination", "")
+        context.metrics.ticket("upload", "no-destination")
         too_large = bool(excluded) and all(entry["reason"] == parts.TOO_LARGE for entry in excluded)
         error = errors.TooLarge if too_large else errors.NoDestination
         raise error("No store can take this upload.", extra={"excluded": excluded})

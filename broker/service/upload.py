@@ -37,30 +37,35 @@ async def upload(context: Context, client: Client, request: Mapping[str, Any], t
     """
     id = ticket_id or new_id(context.clock())
     excluded: list[dict[str, str]] = []
-    found = await uploads.get(context.db, id)
-    if found is None:
-        target = await targets.resolve(context, client, request)
-        known = await targets.known(context, client, target)
-        if known is not None and await _link(context, client, id, target, known):
-            return await _answer(context, await _own(context, client, id), [])
-        ranked = destinations.rank_stores(context, client, request, target)
-        excluded = ranked.excluded
-        row = _row(context, client, id, target)
+    if await uploads.get(context.db, id) is None:
         try:
-            async with transaction(context.db) as connection:
-                await targets.write(connection, client, target)
-                await uploads.create(connection, row, ranked.places[: max(request.get("count", 1), _TRIED)])
-        except asyncpg.UniqueViolationError:
-            pass  # the same request came twice at once; the other one wrote it
-        if target.image_id is not None:
-            context.memory.forget("image", str(target.image_id))
-    mine = await _own(context, client, id)
+            excluded = await _write(context, client, request, id)
+        except (errors.Conflict, asyncpg.UniqueViolationError):
+            if await uploads.get(context.db, id) is None:
+                raise
+            # The same request came twice at once, and the other one wrote it.
+    mine = await own(context, client, id)
     if mine.state is UploadState.OPEN and not mine.expired:
         await _take_one(context, client, mine, excluded)
-        mine = await _own(context, client, id)
-        await _record(context, client, mine)
-    context.metrics.tickets.inc("upload", "granted", _first_store(context, mine))
+        mine = await own(context, client, id)
+    await _record(context, client, mine)
+    context.metrics.ticket("upload", "granted" if mine.destinations else "known", _first_store(context, mine))
     return await _answer(context, mine, excluded, most=request.get("count", 1))
+
+
+async def _write(context: Context, client: Client, request: Mapping[str, Any], id: UUID) -> list[dict[str, str]]:
+    """Decide on a new upload and write it: without places if the bytes are known. Returns what was excluded."""
+    target = await targets.resolve(context, client, request)
+    known = await targets.known(context, client, target)
+    if known is not None and await _link(context, client, id, target, known):
+        return []
+    ranked = destinations.rank_stores(context, client, request, target)
+    async with transaction(context.db) as connection:
+        await targets.write(connection, client, target)
+        await uploads.create(connection, _row(context, client, id, target), ranked.places[: max(request.get("count", 1), _TRIED)])
+    if target.image_id is not None:
+        context.memory.forget("image", str(target.image_id))
+    return ranked.excluded
 
 
 _TRIED = 5
@@ -105,7 +110,7 @@ async def _take_one(context: Context, client: Client, upload: Upload, excluded: 
         if now is not None and now.state is UploadState.OPEN and all(place.state == "standby" for place in now.destinations):
             await upload_ends.discard(connection, now)
     last.extra["excluded"] = excluded
-    context.metrics.tickets.inc("upload", last.type, "")
+    context.metrics.ticket("upload", last.type)
     raise last
 
 
@@ -120,8 +125,6 @@ async def _link(context: Context, client: Client, id: UUID, target: Target, know
         await upload_ends.linked(connection, id, known.replica_id)
     context.memory.forget("blob", str(known.blob_id))
     context.memory.forget("image", str(target.image_id))
-    await _record(context, client, await _own(context, client, id))
-    context.metrics.tickets.inc("upload", "known", "")
     return True
 
 
@@ -154,7 +157,7 @@ async def _record(context: Context, client: Client, upload: Upload) -> None:
 
 async def sign_parts(context: Context, client: Client, ticket: UUID, request: Mapping[str, Any]) -> dict[str, Any]:
     """URLs for parts, bound to what is known of them by now. Raises `NotFound`, `Gone`, `Invalid`, `Conflict`, `StoreUnavailable`."""
-    mine = destinations.open_(await _own(context, client, ticket))
+    mine = destinations.open_(await own(context, client, ticket))
     size = request.get("size")
     if size is not None and size != mine.size:
         mine = await _bind_size(context, mine, size)
@@ -170,7 +173,7 @@ async def sign_parts(context: Context, client: Client, ticket: UUID, request: Ma
 
 async def activate_destination(context: Context, client: Client, ticket: UUID, request: Mapping[str, Any]) -> dict[str, Any]:
     """Take a standby place. Raises `NotFound`, `Gone`, `Invalid`, `Busy`, `NoDestination`, `StoreUnavailable`."""
-    mine = destinations.open_(await _own(context, client, ticket))
+    mine = destinations.open_(await own(context, client, ticket))
     store = context.memory.store(request["store"])
     if store is None or mine.destination(store.id) is None:
         raise errors.Invalid("The ticket names no such store.", field="store", expected="a store of the ticket's destinations")
@@ -180,7 +183,7 @@ async def activate_destination(context: Context, client: Client, ticket: UUID, r
 
 async def refresh_upload(context: Context, client: Client, ticket: UUID) -> dict[str, Any]:
     """The same places with new URLs, for parts those that have not arrived. Raises `NotFound`, `Gone`, `Busy`, `StoreUnavailable`."""
-    mine = await _own(context, client, ticket)
+    mine = await own(context, client, ticket)
     if mine.state is UploadState.COMMITTED or mine.state is UploadState.COMMITTING:
         return await _answer(context, mine, [])
     mine = destinations.open_(mine)
@@ -193,7 +196,7 @@ async def refresh_upload(context: Context, client: Client, ticket: UUID) -> dict
 
 async def upload_state(context: Context, client: Client, ticket: UUID) -> dict[str, Any]:
     """The upload as it stands, with the parts that the stores have seen. Raises `NotFound`, `StoreUnavailable`."""
-    mine = await _own(context, client, ticket)
+    mine = await own(context, client, ticket)
     held = {lease.store_id: lease.expires_at for lease in await leases.held(context.db, ticket)}
     shown_places: list[dict[str, Any]] = []
     for place in mine.destinations:
@@ -217,7 +220,7 @@ async def upload_state(context: Context, client: Client, ticket: UUID) -> dict[s
 
 async def release_upload(context: Context, client: Client, ticket: UUID) -> None:
     """Abandon the upload now; what it wrote is removed. One that has ended stays as it is. Raises `NotFound`, `Conflict`."""
-    await _own(context, client, ticket)
+    await own(context, client, ticket)
     async with transaction(context.db) as connection:
         mine = await uploads.get(connection, ticket, lock=True)
         if mine is None:
@@ -272,15 +275,12 @@ async def own(context: Context, client: Client, id: UUID) -> Upload:
     return found
 
 
-_own = own
-
-
 async def _touch(context: Context, client: Client, upload: Upload) -> Upload:
     """Note activity. Raises `Gone`, `Conflict`."""
     ttl = context.policy.upload_ttl_seconds
     if await uploads.touch(context.db, upload.id, ttl, ttl * MOST_TTLS) is None:
-        destinations.open_(await _own(context, client, upload.id))
-    return await _own(context, client, upload.id)
+        destinations.open_(await own(context, client, upload.id))
+    return await own(context, client, upload.id)
 
 
 async def _bind_size(context: Context, upload: Upload, size: int) -> Upload:

@@ -355,6 +355,20 @@ async def test_the_same_request_again_is_the_same_ticket(desk: Desk) -> None:
     assert len(desk.fakes["fake"].open) == 1
 
 
+async def test_the_same_request_for_a_format_or_for_known_content_again(desk: Desk) -> None:
+    store = await desk.fake()
+    context = await desk.broker()
+    done = await committed(context, store)
+    for content in (OTHER, CONTENT):
+        id, fmt = new_id(), f"f{len(content)}-{content[:1].decode()}"
+        request = new(content, image=done["image"], format=fmt)
+        tickets = await asyncio.gather(*(upload.upload(context, ME, request, id) for _ in range(4)))
+        assert {ticket["id"] for ticket in tickets} == {str(id)} and len({ticket["blob"]["id"] for ticket in tickets}) == 1
+        assert await context.db.fetchval("SELECT count(*) FROM tickets WHERE id = $1", id) == 1
+        with pytest.raises(errors.Conflict):
+            await upload.upload(context, ME, request, new_id())
+
+
 # -- one more replica, known content
 
 
