@@ -19,6 +19,7 @@ import aiohttp
 import jsonschema_rs
 import orjson
 import pytest
+from yarl import URL
 
 from broker import app, config
 from broker.catalog import connect
@@ -105,7 +106,7 @@ class Api:
         data = raw if raw is not None else orjson.dumps(body) if body is not None else None
         if data is not None:
             sent.setdefault("Content-Type", "application/json")
-        url = aiohttp.client.URL(self.url + path, encoded=True)
+        url = URL(self.url + path, encoded=True)
         async with self._session.request(method, url, data=data, headers=sent, allow_redirects=False) as response:
             content = await response.read()
             reply = Reply(response.status, response.headers, orjson.loads(content) if content else None)

@@ -255,7 +255,7 @@ async def test_known_keys_survive_an_outage(session: aiohttp.ClientSession, idp:
 
 async def test_a_jwks_url_needs_no_discovery(session: aiohttp.ClientSession, idp: Idp) -> None:
     idp.answer = "other"
-    assert await verify(session, idp, idp.token("k1"), jwks_url=f"{idp.url}/keys")
+    assert (await verify(session, idp, idp.token("k1"), jwks_url=f"{idp.url}/keys")).subject == "alice"
 
 
 async def test_refusals_over_http(api: Api, broker: RunningBroker) -> None:
