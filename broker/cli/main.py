@@ -12,9 +12,9 @@ from broker import __version__
 
 COMMANDS = {
     "put": "Upload a file as an image.",
-    "get": "Download an image.",
+    "get": "Download an image, verified.",
     "copy": "Copy an image to one more store.",
-    "ls": "List images.",
+    "ls": "List images, stores, replicas, sites, paths.",
     "show": "Show an image, its blobs and where they lie.",
     "ticket": "Ask for a ticket and show it.",
     "store": "Register, probe, change and list stores.",
@@ -44,6 +44,7 @@ Exit codes:
   4  no such thing, or none that the token may see
   5  the bytes do not match their digest; nothing was kept
   6  the broker, its database or a store cannot be reached; trying again may help
+  7  every slot is taken; try again later
   130  interrupted
 """
 

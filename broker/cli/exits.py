@@ -1,0 +1,99 @@
+"""Exit codes of the command `broker`, in one place (`broker --help` lists them), and what errors look like.
+
+A failure ends with one line on stderr that says what happened, and one that says what to do next where we know it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import click
+
+from broker import errors
+from broker.client.trouble import BrokerUnreachable, ClientError, VerificationFailed
+
+OK = 0
+FAILED = 1
+USAGE = 2
+DENIED = 3
+NOT_FOUND = 4
+WRONG_BYTES = 5
+UNREACHABLE = 6
+BUSY = 7
+INTERRUPTED = 130
+
+Value = TypeVar("Value")
+
+_HINTS: dict[type[errors.BrokerError], str] = {
+    errors.Unauthenticated: "set BROKER_TOKEN to a valid token; make one with: broker token create",
+    errors.Forbidden: "ask for a token with a larger role",
+    errors.NotFound: "broker ls lists what this token may see",
+    errors.NoSource: "broker ticket IMAGE shows why each store is excluded",
+    errors.NoDestination: "broker ls stores lists stores; broker store probe NAME tells what one can do",
+    errors.Busy: "try again later",
+    errors.PreconditionFailed: "somebody changed it meanwhile: look again, then repeat",
+    errors.Gone: "run the same command again: it begins anew",
+    errors.Mismatch: "nothing was kept at the store; run the same command again",
+    errors.StoreUnavailable: "try again later, or choose another store",
+    errors.Unavailable: "try again later",
+}
+
+
+def code_of(error: BaseException) -> int:
+    """The exit code that stands for an error."""
+    match error:
+        case errors.Unauthenticated() | errors.Forbidden():
+            return DENIED
+        case errors.Invalid() | errors.Malformed():
+            return USAGE
+        case errors.NotFound():
+            return NOT_FOUND
+        case errors.Mismatch() | VerificationFailed():
+            return WRONG_BYTES
+        case errors.Busy():
+            return BUSY
+        case BrokerUnreachable() | errors.Unavailable() | errors.StoreUnavailable():
+            return UNREACHABLE
+        case KeyboardInterrupt() | asyncio.CancelledError():
+            return INTERRUPTED
+        case _:
+            return FAILED
+
+
+def explain(error: errors.BrokerError | ClientError) -> list[str]:
+    """An error in lines for people, the last one saying what to do next."""
+    lines = [str(error)]
+    if isinstance(error, ClientError):
+        return lines + ([error.hint] if error.hint else [])
+    if error.field:
+        lines[0] += f" (field {error.field}" + (f", expected {error.expected})" if error.expected else ")")
+    lines += [f"  {item['store']}: {item['reason']}" for item in error.extra.get("excluded", ())]
+    hint = next((text for kind, text in _HINTS.items() if isinstance(error, kind)), "")
+    if error.retry_after:
+        hint = f"try again in {error.retry_after:.0f} s"
+    return lines + ([hint] if hint else [])
+
+
+def run(work: Coroutine[Any, Any, Value], interrupted: str = "") -> Value:
+    """Run a command's work; end the process with the right code when it fails. `interrupted` says how to go on after Ctrl-C."""
+    try:
+        return asyncio.run(_stoppable(work))
+    except (errors.BrokerError, ClientError) as error:
+        for line in explain(error):
+            click.echo(f"broker: {line}", err=True)
+        raise SystemExit(code_of(error)) from None
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        click.echo("broker: interrupted" + (f"; {interrupted}" if interrupted else ""), err=True)
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        raise SystemExit(FAILED) from None
+
+
+async def _stoppable(work: Coroutine[Any, Any, Value]) -> Value:
+    """SIGTERM ends a command as Ctrl-C does: what was reached is kept."""
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task

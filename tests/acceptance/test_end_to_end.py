@@ -1,0 +1,130 @@
+"""The whole house: `broker put`, `ls`, `show`, `ticket`, `copy` and `get` as a person types them, on SeaweedFS and storeside, with a
+broker in a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from broker import config
+from broker.sign.token import TokenSigner, generate_key
+from tests.parts.broker import BrokerProcess, serve
+from tests.parts.process import find_program
+from tests.parts.seaweedfs import S3Part
+from tests.parts.storeside import StoresidePart, start
+
+MEBIBYTE = 1 << 20
+CONTENT = random.Random(3).randbytes(70 * MEBIBYTE + 321)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@dataclass(frozen=True)
+class House:
+    """A broker with two stores at two sites, and the command line."""
+
+    broker: BrokerProcess
+    storeside: StoresidePart
+    environment: dict[str, str]
+    place: Path
+
+    def run(self, *arguments: str, code: int = 0, stdin: bytes | None = None) -> str:
+        """What the command prints; fails unless it ends with `code`."""
+        program = find_program("broker", "pip install -e '.[test]'")
+        done = subprocess.run([program, *arguments], input=stdin, capture_output=True, env=self.environment, cwd=self.place, check=False)
+        assert done.returncode == code, f"{arguments} ended with {done.returncode}:\n{done.stdout.decode()}\n{done.stderr.decode()}"
+        assert "Traceback" not in done.stderr.decode()
+        return done.stdout.decode() if code == 0 else done.stderr.decode()
+
+
+@pytest.fixture
+def house(database: str, seaweedfs: S3Part, tmp_path: Path) -> Iterator[House]:
+    with serve(database, tmp_path / "broker") as broker:
+        settings = config.load(broker.config)
+        credentials = settings.credentials_dir
+        credentials.mkdir(parents=True, exist_ok=True)
+        file = credentials / "weed.json"
+        file.touch(mode=0o600)
+        file.write_text(json.dumps(seaweedfs.credential))
+        issuer = settings.http.public_url
+        signer = TokenSigner([generate_key("ES256", 0)], issuer)
+        (tmp_path / "disk").mkdir()
+        with start(tmp_path / "disk", audience="disk-1", signer=signer, keys=f"{broker.url}/.well-known/jwks.json") as storeside:
+            environment = {
+                **os.environ, "BROKER_URL": broker.url, "BROKER_TOKEN": broker.token("admin"), "XDG_STATE_HOME": str(tmp_path / "state"),
+            }  # fmt: skip
+            house = House(broker, storeside, environment, tmp_path)
+            house.run("site", "add", "eu/az1")
+            house.run("site", "add", "eu/az2")
+            house.run(
+                "store", "add", "weed", "--kind", "s3", "--site", "eu/az1", "--endpoint", seaweedfs.endpoint, "--credential", "weed",
+                "--setting", f"bucket={seaweedfs.bucket}", "--setting", f"region={seaweedfs.region}",
+            )  # fmt: skip
+            house.run("store", "add", "disk-1", "--kind", "http", "--site", "eu/az2", "--endpoint", storeside.url)
+            yield house
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def _same(path: Path) -> bool:
+    return hashlib.sha256(path.read_bytes()).hexdigest() == SHA256
+
+
+def test_put_copy_ticket_and_get(house: House, image: Path, tmp_path: Path) -> None:
+    id = house.run("put", str(image), "--name", "demo", "--format", "raw", "--to", "weed").strip()
+    assert [line.split("\t")[:3] for line in house.run("ls").splitlines()] == [[id, "demo", "active"]]
+    assert SHA256 in house.run("show", "demo")
+    house.run("copy", "demo", "--to", "disk-1")
+    stores = {line.split("\t")[2] for line in house.run("ls", "replicas").splitlines()}
+    assert stores == {"weed", "disk-1"}
+    ranked = house.run("ticket", "demo").splitlines()
+    assert [line.split("\t")[0] for line in ranked] == ["1", "2"]
+    house.run("get", "demo", "-o", "both.raw", "--parallel", "2")
+    assert _same(tmp_path / "both.raw")
+    for store in ("weed", "disk-1"):
+        done = json.loads(house.run("get", id, "-o", f"{store}.raw", "--from", store, "--json").splitlines()[-1])
+        assert _same(tmp_path / f"{store}.raw")
+        assert [source["store"] for source in done["sources"]] == [store]
+    paths = {tuple(line.split("\t")[1:3]) for line in house.run("ls", "paths").splitlines()}
+    assert {("weed", "read"), ("disk-1", "read")} <= paths or not paths  # reports are kept for clients whose site is known
+
+
+def test_a_dead_store_is_passed_over(house: House, image: Path, tmp_path: Path) -> None:
+    house.run("put", str(image), "--name", "demo", "--to", "disk-1")
+    house.run("copy", "demo", "--to", "weed")
+    os.kill(house.storeside.pid, 9)
+    house.run("get", "demo", "-o", "after.raw", "--prefer", "disk-1")
+    assert _same(tmp_path / "after.raw")
+
+
+@pytest.mark.parametrize("store", ["weed", "disk-1"])
+def test_a_pipe_up_and_a_pipe_down(store: str, house: House, tmp_path: Path) -> None:
+    house.run("put", "-", "--name", "piped", "--to", store, stdin=CONTENT)
+    house.run("get", "piped", "-o", "down.raw")
+    assert _same(tmp_path / "down.raw")
+
+
+def test_exit_codes_and_next_steps(house: House, image: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.raw"
+    small.write_bytes(b"x" * 1000)
+    house.run("put", str(small), "--name", "small")
+    (tmp_path / "small").write_bytes(b"mine")
+    assert "--force" in house.run("get", "small", code=1)
+    assert "broker ls" in house.run("get", "nothing", code=4)
+    assert "No such store" in house.run("put", str(image), "--name", "x", "--to", "nowhere", code=2)
+    house.environment["BROKER_TOKEN"] = "wrong"
+    assert "broker token create" in house.run("ls", code=3)
+    house.environment["BROKER_URL"] = "http://127.0.0.1:9"
+    assert "BROKER_URL" in house.run("ls", "--wait", "0", code=6)
