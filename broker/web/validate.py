@@ -77,7 +77,7 @@ class ParameterCheck:
         self._schema: JsonObject = {
             "type": "object",
             "properties": {p.name: p.schema for p in self._parameters.values()},
-            "required": [p.name for p in self._parameters.values() if p.required],
+            "required": [p.name for p in self._parameters.values() if p.required and p.place != "header"],  # 428 is for the handler
             "additionalProperties": False,
         }
         self._validator = _compile(self._schema)
@@ -87,7 +87,11 @@ class ParameterCheck:
         values: dict[str, Any] = {
             name: int(text) if name in self._integers and _INTEGER.match(text) else text for name, text in found.items()
         }
-        if not self._validator.is_valid(values):
+        try:
+            valid = self._validator.is_valid(values)
+        except UnicodeEncodeError:  # bytes over 127 in a header or a path come as lone surrogates
+            raise Malformed("A path or a header is no UTF-8.") from None
+        if not valid:
             raise first_fault(self._validator, values, self._schema)
         return self._defaults | values
 

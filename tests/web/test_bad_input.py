@@ -252,6 +252,20 @@ async def test_what_is_no_http(broker: RunningBroker, raw: bytes) -> None:
     assert b"aiohttp" not in answer
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b"GET /v1/images/\xff HTTP/1.1", b"GET /v1/images?name=\xff HTTP/1.1", b"POST /v1/images HTTP/1.1\r\nIdempotency-Key: \xff\xfe"],
+)
+async def test_raw_bytes_outside_of_utf_8(broker: RunningBroker, line: bytes) -> None:
+    host, port = broker.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(line + f"\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {broker.token()}\r\n\r\n".encode())
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    assert answer.split()[1] == b"400"
+    assert b"application/problem+json" in answer
+
+
 async def test_a_client_that_leaves_in_mid_body_harms_nobody(broker: RunningBroker, api: Api) -> None:
     host, port = broker.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
