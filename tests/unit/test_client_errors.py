@@ -1,0 +1,104 @@
+"""Problems become exceptions, exceptions become exit codes and lines that say what to do next; nothing shows a secret."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from broker import errors
+from broker.cli import exits
+from broker.client import settings
+from broker.client.api import problem
+from broker.client.trouble import BrokerUnreachable, LocalTrouble, TransferFailed, VerificationFailed
+
+
+@pytest.mark.parametrize("kind", errors.problem_types().values())
+def test_every_problem_comes_back_as_itself(kind: type[errors.BrokerError]) -> None:
+    sent = kind("why", field="size", expected="more", retry_after=3.0, extra={"excluded": [{"store": "a", "reason": "full"}]})
+    got = problem(kind.status, sent.problem())
+    assert type(got) is kind
+    assert got.problem() == sent.problem()
+
+
+@pytest.mark.parametrize(
+    ("status", "document", "expected"),
+    [
+        (404, {}, errors.NotFound),
+        (502, {}, errors.Unavailable),
+        (503, {"type": "/problems/of-tomorrow"}, errors.Unavailable),
+        (500, {}, errors.BrokerError),
+        (418, {"type": 7}, errors.BrokerError),
+    ],
+)
+def test_an_answer_without_a_known_type_goes_by_its_status(status: int, document: dict[str, object], expected: type[Exception]) -> None:
+    assert type(problem(status, document)) is expected
+
+
+def test_retry_after_comes_from_the_header_when_the_body_has_none() -> None:
+    assert problem(429, {}, "7").retry_after == 7.0
+    assert problem(429, {}, "Wed, 21 Oct 2015 07:28:00 GMT").retry_after is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.Unauthenticated(), 3),
+        (errors.Forbidden(), 3),
+        (errors.NotFound(), 4),
+        (errors.Mismatch(), 5),
+        (VerificationFailed("x"), 5),
+        (BrokerUnreachable("x"), 6),
+        (errors.Unavailable(), 6),
+        (errors.StoreUnavailable(), 6),
+        (errors.Busy(), 7),
+        (errors.Invalid(), 2),
+        (errors.Conflict(), 1),
+        (TransferFailed("x"), 1),
+        (LocalTrouble("x"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int) -> None:
+    assert exits.code_of(error) == code
+
+
+def test_lines_say_why_and_what_next() -> None:
+    lines = exits.explain(errors.NoSource("Nothing.", extra={"excluded": [{"store": "weed", "reason": "slots"}]}))
+    assert lines[0] == "Nothing."
+    assert lines[1] == "  weed: slots"
+    assert "broker ticket" in lines[2]
+    assert exits.explain(errors.Busy("Full.", retry_after=12))[-1] == "try again in 12 s"
+
+
+def test_url_and_token_are_found_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("BROKER_TOKEN", raising=False)
+    monkeypatch.delenv("BROKER_URL", raising=False)
+    assert settings.find_url() == settings.DEFAULT_URL
+    assert settings.find_token() is None
+    settings.token_path().parent.mkdir()
+    settings.token_path().write_text("from-file\n")
+    assert settings.find_token() == "from-file"
+    monkeypatch.setenv("BROKER_TOKEN", "from-environment")
+    assert settings.find_token() == "from-environment"
+    (tmp_path / "other").write_text("given")
+    assert settings.find_token(tmp_path / "other") == "given"
+    monkeypatch.setenv("BROKER_URL", "https://broker.example/")
+    assert settings.find_url() == "https://broker.example"
+    assert settings.find_url("http://b") == "http://b"
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "nonsense", "http://"])
+def test_what_is_no_url_is_said(url: str) -> None:
+    with pytest.raises(LocalTrouble, match="no http"):
+        settings.find_url(url)
+
+
+@pytest.mark.parametrize("content", ["", "two words", "a\nb"])
+def test_what_is_no_token_is_said_without_showing_it(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(content)
+    with pytest.raises(LocalTrouble, match="no bearer token") as caught:
+        settings.find_token(file)
+    assert not content or content not in str(caught.value)
