@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from broker.client.api import PATIENCE_SECONDS, Broker
 from broker.client.trouble import ClientError
 from broker.errors import NotFound
 
+Value = TypeVar("Value")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -29,6 +30,11 @@ class Connection:
 
     def open(self) -> Broker:
         return Broker(self.url, token_file=self.token_file, patience=self.wait)
+
+    async def ask(self, work: Callable[[Broker], Awaitable[Value]]) -> Value:
+        """What `work` makes of the broker."""
+        async with self.open() as broker:
+            return await work(broker)
 
 
 _URL = click.option("--url", help="The broker; else BROKER_URL, else http://127.0.0.1:8080.")

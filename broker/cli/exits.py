@@ -65,9 +65,9 @@ def code_of(error: BaseException) -> int:
 
 def explain(error: errors.BrokerError | ClientError) -> list[str]:
     """An error in lines for people, the last one saying what to do next."""
-    lines = [str(error)]
     if isinstance(error, ClientError):
-        return lines + ([error.hint] if error.hint else [])
+        return [str(error)] + ([error.hint] if error.hint else [])
+    lines = [f"{error.title}: {error.detail}" if error.detail not in ("", error.title) else error.title]
     if error.field:
         lines[0] += f" (field {error.field}" + (f", expected {error.expected})" if error.expected else ")")
     lines += [f"  {item['store']}: {item['reason']}" for item in error.extra.get("excluded", ())]

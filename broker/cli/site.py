@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -27,7 +26,7 @@ def command() -> None:
 def add(connection: Connection, path: str, description: str | None, networks: tuple[str, ...]) -> None:
     """Add the site PATH, widest part first, such as eu/az1/rack3."""
     body = {"path": path} | ({"description": description} if description else {}) | ({"networks": networks} if networks else {})
-    _show([exits.run(_with(connection, lambda broker: broker.create_site(body)))])
+    _show([exits.run(connection.ask(lambda broker: broker.create_site(body)))])
 
 
 command.add_command(add, "create")
@@ -42,7 +41,7 @@ def list_all(connection: Connection, as_json: bool) -> None:
     async def work(broker: Broker) -> list[Site]:
         return [site async for site in broker.sites()]
 
-    sites = exits.run(_with(connection, work))
+    sites = exits.run(connection.ask(work))
     if as_json:
         for site in sites:
             print_json(site.document)
@@ -69,7 +68,7 @@ def change(connection: Connection, path: str, description: str | None, networks:
     async def work(broker: Broker) -> Site:
         return await broker.change_site(path, body, (await broker.site(path)).etag or "")
 
-    _show([exits.run(_with(connection, work))])
+    _show([exits.run(connection.ask(work))])
 
 
 @command.command()
@@ -81,12 +80,7 @@ def remove(connection: Connection, path: str) -> None:
     async def work(broker: Broker) -> None:
         await broker.delete_site(path, (await broker.site(path)).etag or "")
 
-    exits.run(_with(connection, work))
-
-
-async def _with(connection: Connection, work: Callable[[Broker], Any]) -> Any:
-    async with connection.open() as broker:
-        return await work(broker)
+    exits.run(connection.ask(work))
 
 
 def _show(sites: list[Site]) -> None:

@@ -87,7 +87,7 @@ def command() -> None:
 def add(connection: Connection, name: str, as_json: bool, **options: Any) -> None:
     """Register the store NAME. It is probed at once: what it enforces decides what it is used for."""
     body = {"name": name, **_body(options)}
-    show(exits.run(_with(connection, lambda broker: broker.create_store(body))), as_json)
+    show(exits.run(connection.ask(lambda broker: broker.create_store(body))), as_json)
 
 
 @command.command("set")
@@ -105,7 +105,7 @@ def change(connection: Connection, name: str, as_json: bool, **options: Any) -> 
     async def work(broker: Broker) -> Store:
         return await broker.change_store(name, body, (await broker.store(name)).etag or "")
 
-    show(exits.run(_with(connection, work)), as_json)
+    show(exits.run(connection.ask(work)), as_json)
 
 
 @command.command()
@@ -114,7 +114,7 @@ def change(connection: Connection, name: str, as_json: bool, **options: Any) -> 
 @connected
 def probe(connection: Connection, name: str, as_json: bool) -> None:
     """Look again at what the store NAME really enforces."""
-    show(exits.run(_with(connection, lambda broker: broker.probe_store(name))), as_json)
+    show(exits.run(connection.ask(lambda broker: broker.probe_store(name))), as_json)
 
 
 @command.command("show")
@@ -123,7 +123,7 @@ def probe(connection: Connection, name: str, as_json: bool) -> None:
 @connected
 def show_one(connection: Connection, name: str, as_json: bool) -> None:
     """Show the store NAME and what its last probe saw."""
-    show(exits.run(_with(connection, lambda broker: broker.store(name))), as_json)
+    show(exits.run(connection.ask(lambda broker: broker.store(name))), as_json)
 
 
 @command.command("list")
@@ -137,7 +137,7 @@ def list_all(connection: Connection, site: str | None, kind: str | None, as_json
     async def work(broker: Broker) -> list[Store]:
         return [store async for store in broker.stores(site=site, kind=kind)]
 
-    stores = exits.run(_with(connection, work))
+    stores = exits.run(connection.ask(work))
     if as_json:
         for store in stores:
             print_json(store.document)
@@ -154,12 +154,7 @@ def remove(connection: Connection, name: str) -> None:
     async def work(broker: Broker) -> None:
         await broker.delete_store(name, (await broker.store(name)).etag or "")
 
-    exits.run(_with(connection, work))
-
-
-async def _with(connection: Connection, work: Callable[[Broker], Any]) -> Any:
-    async with connection.open() as broker:
-        return await work(broker)
+    exits.run(connection.ask(work))
 
 
 def show(store: Store, as_json: bool) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import orjson
 import pytest
 
 from broker import errors
@@ -20,6 +21,7 @@ from broker.client.journal import journal_of, load_download, temporary_of
 from broker.client.sources import Wanted
 from broker.client.trouble import BrokerUnreachable, LocalTrouble, TransferFailed, VerificationFailed
 from tests.acceptance.fake_broker import FakeBroker, FakeStore, serving
+from tests.parts.process import find_program
 
 MEBIBYTE = 1 << 20
 CONTENT = random.Random(7).randbytes(24 * MEBIBYTE)
@@ -297,3 +299,29 @@ async def test_no_error_or_note_holds_a_signed_url(tmp_path: Path) -> None:
             ticket = await broker.download_ticket(blob=fake.blob)
     assert "SECRET" not in str(caught.value) + repr(ticket)
     assert all("SECRET" not in report.get("detail", "") for report in fake.reports)
+
+
+async def test_interrupted_the_command_says_how_to_go_on_and_does(tmp_path: Path) -> None:
+    target = tmp_path / "image"
+    program = find_program("broker", "pip install -e '.[test]'")
+    async with serving(_broker(FakeStore("a", "slow"))) as fake:
+        arguments = [program, "get", str(fake.blob), "--url", fake.url, "-o", str(target), "--json"]
+        process = await asyncio.create_subprocess_exec(*arguments, stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL)
+        end = time.monotonic() + 60
+        while not journal_of(target).exists():
+            assert time.monotonic() < end
+            await asyncio.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = await process.communicate()
+        assert process.returncode == 130
+        assert b"run the same command again" in said
+        assert b"Traceback" not in said
+        assert ("DELETE", str(fake.tickets[-1])) in fake.asked
+        assert not target.exists()
+        fake.stores["a"].mode = "good"
+        process = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)
+        lines, _ = await process.communicate()
+    done = orjson.loads(lines.splitlines()[-1])
+    assert done["event"] == "done"
+    assert done["resumed"] > 0
+    assert target.read_bytes() == CONTENT

@@ -116,6 +116,38 @@ def test_a_pipe_up_and_a_pipe_down(store: str, house: House, tmp_path: Path) -> 
     assert _same(tmp_path / "down.raw")
 
 
+def test_images_and_replicas_are_changed_and_deleted(house: House, tmp_path: Path) -> None:
+    small = tmp_path / "small.raw"
+    small.write_bytes(b"x" * 1000)
+    id = house.run("put", str(small), "--name", "small", "--property", "os=linux", "--to", "weed").strip()
+    blob, first = house.run("ls", "replicas").split("\t")[1], house.run("ls", "replicas").split("\t")[0]
+    assert "stays" in house.run("replica", "remove", first, code=1)
+    house.run("copy", "small", "--to", "disk-1")
+    assert "cache" in house.run("replica", "set", first, "--purpose", "cache")
+    house.run("replica", "remove", first)
+    assert [line.split("\t")[2] for line in house.run("ls", "replicas", "--state", "active").splitlines()] == ["disk-1"]
+    assert "bigger" in house.run("image", "set", "small", "--name", "bigger", "--unset", "os")
+    other = house.run("image", "create", "same", "--blob", f"raw={blob}").strip()
+    house.run("image", "delete", id)
+    house.run("get", other, "-o", "same.raw")
+    assert (tmp_path / "same.raw").read_bytes() == small.read_bytes()
+    assert "disk-1" in house.run("image", "delete", "same")
+    assert house.run("ls") == ""
+
+
+def test_stores_and_sites_are_changed_and_removed(house: House) -> None:
+    house.run("store", "set", "disk-1", "--read-slots", "5", "--read-only")
+    assert json.loads(house.run("store", "show", "disk-1", "--json"))["read_slots"] == 5
+    house.run("store", "set", "disk-1", "--read-slots", "none")
+    assert json.loads(house.run("store", "show", "disk-1", "--json")).get("read_slots") is None
+    assert "ranges" in house.run("store", "probe", "weed")
+    house.run("site", "set", "eu/az2", "--network", "10.0.0.0/8")
+    assert "10.0.0.0/8" in house.run("site", "list")
+    house.run("store", "remove", "disk-1")
+    house.run("site", "remove", "eu/az2")
+    assert [line.split("\t")[0] for line in house.run("ls", "stores").splitlines()] == ["weed"]
+
+
 def test_exit_codes_and_next_steps(house: House, image: Path, tmp_path: Path) -> None:
     small = tmp_path / "small.raw"
     small.write_bytes(b"x" * 1000)

@@ -65,7 +65,7 @@ def test_exit_codes(error: BaseException, code: int) -> None:
 
 def test_lines_say_why_and_what_next() -> None:
     lines = exits.explain(errors.NoSource("Nothing.", extra={"excluded": [{"store": "weed", "reason": "slots"}]}))
-    assert lines[0] == "Nothing."
+    assert lines[0] == "No source can be offered: Nothing."
     assert lines[1] == "  weed: slots"
     assert "broker ticket" in lines[2]
     assert exits.explain(errors.Busy("Full.", retry_after=12))[-1] == "try again in 12 s"

@@ -1,0 +1,76 @@
+"""`broker replica`: objects that lie at a store already become replicas; replicas are changed, looked at again, and forgotten."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import click
+
+from broker.cli import exits
+from broker.cli.connection import Connection, connected
+from broker.cli.display import print_table
+from broker.cli.show import flattened
+from broker.client.answers import Replica
+from broker.client.api import Broker
+
+_PURPOSE = click.option(
+    "--purpose", type=click.Choice(["origin", "cache"]), help="One of the blob's own copies, or one that may be evicted."
+)
+
+
+@click.group()
+def command() -> None:
+    """Register objects as replicas, change and forget them."""
+
+
+@command.command()
+@click.argument("blob", type=click.UUID)
+@click.option("--store", required=True, help="The store where it lies.")
+@click.option("--key", required=True, help="Its key there.")
+@_PURPOSE
+@click.option("--deletable", is_flag=True, help="Delegate the right to delete these bytes to the broker.")
+@connected
+def add(connection: Connection, blob: UUID, store: str, key: str, purpose: str | None, deletable: bool) -> None:
+    """Register the object KEY at STORE as a replica of BLOB. The broker looks at it before it counts."""
+    body = {"store": store, "key": key, "deletable": deletable} | ({"purpose": purpose} if purpose else {})
+    _show(exits.run(connection.ask(lambda broker: broker.register_replica(blob, body))))
+
+
+@command.command("set")
+@click.argument("replica", type=click.UUID)
+@_PURPOSE
+@click.option("--deletable/--not-deletable", default=None, help="Whether the broker may delete these bytes.")
+@click.option("--look", is_flag=True, help="Look at it again: it is active if it is what it should be.")
+@click.option("--corrupt", is_flag=True, help="It is known to be wrong.")
+@connected
+def change(connection: Connection, replica: UUID, purpose: str | None, deletable: bool | None, look: bool, corrupt: bool) -> None:
+    """Change REPLICA."""
+    if look and corrupt:
+        raise click.UsageError("--look and --corrupt exclude each other")
+    body: dict[str, Any] = {key: value for key, value in (("purpose", purpose), ("deletable", deletable)) if value is not None}
+    if look or corrupt:
+        body["state"] = "active" if look else "corrupt"
+    if not body:
+        raise click.UsageError("nothing to change: give at least one option")
+
+    async def work(broker: Broker) -> Replica:
+        return await broker.change_replica(replica, body, (await broker.replica(replica)).etag or "")
+
+    _show(exits.run(connection.ask(work)))
+
+
+@command.command()
+@click.argument("replica", type=click.UUID)
+@connected
+def remove(connection: Connection, replica: UUID) -> None:
+    """Forget REPLICA, and delete its bytes where that right was delegated. The last good one of a blob stays."""
+
+    async def work(broker: Broker) -> None:
+        await broker.delete_replica(replica, (await broker.replica(replica)).etag or "")
+
+    exits.run(connection.ask(work))
+
+
+def _show(replica: Replica) -> None:
+    print_table(("field", "value"), flattened(replica.document))
