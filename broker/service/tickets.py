@@ -1,6 +1,7 @@
 """What can be done with a ticket once it is given: look at it, refresh it, use a standby place, give it back.
 
 A ticket belongs to the principal that asked for it; to everyone else it does not exist. Any broker can serve any ticket.
+It opens nothing that a new one would not: what may be read, and from where, is asked again each time (invariant 2).
 Uploads go their own way (`broker.service.upload`) where a destination differs from a source.
 """
 
@@ -16,6 +17,7 @@ from broker.catalog import tickets as records
 from broker.catalog.tickets import TicketRecord
 from broker.model import Client, Direction, Operation
 from broker.paths import IDLE
+from broker.permit import may_read_blob
 from broker.service import asked, places, upload
 from broker.service.context import Context
 from broker.service.memory import HotBlob
@@ -88,35 +90,65 @@ async def refresh_ticket(context: Context, client: Client, id: UUID) -> dict[str
     record = _open(await find(context, client, id))
     if record.operation is Operation.UPLOAD:
         return await upload.refresh_upload(context, client, id)
+    hot = await _readable(context, client, record)
+    found = places.recorded(record.places)
+    if not await _hold_places(context, client, id, hot, found):
+        raise errors.Busy("The leases have ended and every store is at its limit.", retry_after=context.policy.admit.retry_seconds)
+    slowest = [admit.Offer("", None, place.seconds) for place in found]
+    await records.extend(context.db, id, admit.ticket_seconds(slowest, context.policy.admit))
+    return await _render(context, client, await find(context, client, id))
+
+
+async def _hold_places(context: Context, client: Client, id: UUID, hot: HotBlob, found: Sequence[Recorded]) -> bool:
+    """Renew the leases of the active places, or get new ones; with none of them left, the best standby place becomes active.
+
+    False when there are places to offer, and all of them are full.
+    """
+    offered = []
+    for index, place in enumerate(found):
+        candidate, reason = _still_offered(context, client, hot, place, context.clock())
+        if candidate is not None and reason is None:
+            offered.append((index, place, candidate.slots))
+    held = not offered  # then there is nothing to wait for
+    for index, place, slots in sorted(offered, key=lambda entry: not entry[1].active):
+        if held and not place.active:
+            break
+        if slots is None or await _hold(context, id, place):
+            held = True
+            if not place.active:
+                await _set_active(context, id, found, index)
+    return held
+
+
+async def _hold(context: Context, id: UUID, place: Recorded) -> bool:
+    """Renew the lease on the place, or get one. False when its store is full."""
     policy = context.policy.admit
-    wants = []
-    for place in places.recorded(record.places):
-        store = context.memory.store_by_id(place.store_id)
-        if store is None or store.read_slots is None or not place.active:
-            continue
-        seconds = admit.lease_seconds(place.seconds, policy)
-        if await leases.renew(context.db, id, store.id, seconds, policy.max_total_seconds) is None:
-            wants.append(leases.Want(store.id, "read", seconds))
-    if wants:
-        await _grant_or_sweep(context, id, wants)
-    slowest = [admit.Offer("", None, place.seconds) for place in places.recorded(record.places)]
-    await records.extend(context.db, id, admit.ticket_seconds(slowest, policy))
-    shown = await _render(context, client, await find(context, client, id))
-    if not any(source["state"] == "active" for source in shown["sources"]):
-        raise errors.Busy("The leases have ended and every store is at its limit.", retry_after=policy.retry_seconds)
-    return shown
+    seconds = admit.lease_seconds(place.seconds, policy)
+    if await leases.renew(context.db, id, place.store_id, seconds, policy.max_total_seconds) is not None:
+        return True
+    return await _grant_or_sweep(context, id, [leases.Want(place.store_id, "read", seconds)])
+
+
+async def _set_active(context: Context, id: UUID, found: Sequence[Recorded], index: int) -> None:
+    await records.set_places(context.db, id, [list(place._replace(active=place.active or i == index)) for i, place in enumerate(found)])
 
 
 async def activate_place(context: Context, client: Client, id: UUID, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Lease a standby place. Raises `NotFound`, `Gone`, `Invalid` (no such place), `Busy`."""
+    """Lease a standby place. Raises `NotFound`, `Gone`, `Invalid` (no such place), `NoSource` (not any more), `Busy`."""
     record = _open(await find(context, client, id))
     if record.operation is Operation.UPLOAD:
         return await upload.activate_destination(context, client, id, request)
     found = places.recorded(record.places)
     store = context.memory.store(request["store"])
     index = next((i for i, place in enumerate(found) if store is not None and place.store_id == store.id), None)
-    if store is None or index is None:
+    candidate, reason = None, None
+    if store is not None and index is not None:
+        hot = await _readable(context, client, record)
+        candidate, reason = _still_offered(context, client, hot, found[index], context.clock())
+    if store is None or index is None or candidate is None:
         raise errors.Invalid("The ticket names no such store.", field="store", expected="a store of the ticket's sources")
+    if reason is not None:
+        raise errors.NoSource("This place can be offered no more.", extra={"excluded": [{"store": store.name, "reason": reason}]})
     if store.read_slots is not None:
         wants = [leases.Want(store.id, "read", admit.lease_seconds(found[index].seconds, context.policy.admit))]
         held = {lease.store_id for lease in await leases.held(context.db, id)}
@@ -125,7 +157,7 @@ async def activate_place(context: Context, client: Client, id: UUID, request: Ma
             wait = max(1.0, ends[0] - context.clock()) if ends else context.policy.admit.retry_seconds
             raise errors.Busy("The store is at its limit.", retry_after=min(wait, context.policy.admit.max_retry_seconds))
     if not found[index].active:
-        await records.set_places(context.db, id, [list(place._replace(active=place.active or i == index)) for i, place in enumerate(found)])
+        await _set_active(context, id, found, index)
     return await _render(context, client, await find(context, client, id))
 
 
@@ -148,9 +180,7 @@ def _open(record: TicketRecord) -> TicketRecord:
 
 async def _render(context: Context, client: Client, record: TicketRecord) -> dict[str, Any]:
     """A download ticket with fresh URLs for those of its places that may still be offered. Raises `NoSource`."""
-    hot = await context.memory.hot_blob(record.blob_id)
-    if hot is None:
-        raise errors.NotFound("No such ticket.")
+    hot = await _readable(context, client, record)
     now = context.clock()
     held = {lease.store_id for lease in await leases.held(context.db, record.id)}
     out: list[dict[str, str]] = []
@@ -175,6 +205,14 @@ async def _render(context: Context, client: Client, record: TicketRecord) -> dic
     if not sources:
         raise errors.NoSource("None of the ticket's places can be offered any more.", extra={"excluded": out})
     return asked.render_download(record.id, record.state, hot.view.blob, record.image_id, None, record.expires_at, sources, out)
+
+
+async def _readable(context: Context, client: Client, record: TicketRecord) -> HotBlob:
+    """The ticket's blob, if this principal may read it still. Raises `NotFound`, as a new ticket for it would."""
+    hot = await context.memory.hot_blob(record.blob_id)
+    if hot is None or not may_read_blob(client.principal, hot.view.images):
+        raise errors.NotFound("No such blob.")
+    return hot
 
 
 def _still_offered(

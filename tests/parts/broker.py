@@ -211,10 +211,12 @@ async def mint(
 
 
 @contextlib.contextmanager
-def serve(database: str, place: Path, *, settings: str = "", only: str | None = None, port: int | None = None) -> Iterator[BrokerProcess]:
+def serve(
+    database: str, place: Path, *, settings: str = "", only: str | None = None, port: int | None = None, public_url: str | None = None
+) -> Iterator[BrokerProcess]:
     """`broker serve` on the database with this URL, keeping its files in `place`. `settings` is more TOML. Killed at the end.
 
-    A second one with the same `place` and `port` is a restart.
+    A second one with the same `place` and `port` is a restart; several with the same `place` and `public_url` belong together.
     """
     api_port, metrics_port = free_ports(2)
     api_port = port or api_port
@@ -222,6 +224,7 @@ def serve(database: str, place: Path, *, settings: str = "", only: str | None = 
     file = place / f"broker-{metrics_port}.toml"
     file.write_text(
         f'data_dir = "{place / "data"}"\n[http]\nlisten = "127.0.0.1:{api_port}"\nmetrics_listen = "127.0.0.1:{metrics_port}"\n'
+        f'public_url = "{public_url or f"http://127.0.0.1:{api_port}"}"\n'
         f'[database]\nurl = "{database}"\nmigrate = "auto"\n{settings}'
     )
     file.chmod(0o600)
