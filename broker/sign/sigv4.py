@@ -23,6 +23,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
+from broker.sign.mac import Mac
+
 MAX_EXPIRES_SECONDS = 7 * 24 * 3600
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 
@@ -47,7 +49,7 @@ class _Day(NamedTuple):
 
     number: int
     scope: str
-    signing_key: bytes
+    mac: Mac
     credential: str
     """The query's X-Amz-Credential, with its name, ready to send."""
 
@@ -105,16 +107,15 @@ class S3Signer:
         self.credential = credential
         self.region = region
         self._host = _host(parts.scheme, hostname, parts.port)
-        self._origin = f"{parts.scheme}://{self._host}"
+        self.origin = f"{parts.scheme}://{self._host}"
         self._bucket_path = f"{prefix}/{_encoded_path(bucket)}" if path_style else f"{prefix}/"
         self._key_base = f"{self._bucket_path}/" if path_style else self._bucket_path
         self._token_query = "" if credential.session_token is None else f"&X-Amz-Security-Token={_encoded(credential.session_token)}"
-        self._host_header = f"host:{self._host}\n"
         self._second: _Second | None = None
 
     def url(self, key: str, query: Mapping[str, str] = _NOTHING) -> str:
         """Where `key` lies, unsigned. To be sent as it is, without normalising or re-encoding."""
-        base = self._origin + self._path(key)
+        base = self.origin + self.path(key)
         return f"{base}?{'&'.join(_encoded_query(query))}" if query else base
 
     def presign(
@@ -127,31 +128,21 @@ class S3Signer:
         query: Mapping[str, str] = _NOTHING,
         headers: Mapping[str, str] = _NOTHING,
     ) -> str:
-        """A URL that allows `method` on `key` until `expires_at` (rounded down), or until the credential ends or seven days have passed.
+        """One URL; as `presigner` and `Presigner.url` say."""
+        return self.presigner(method, query, headers).url(key, expires_at, now)
+
+    def presigner(self, method: str, query: Mapping[str, str] = _NOTHING, headers: Mapping[str, str] = _NOTHING) -> Presigner:
+        """What presigns `method` with these parameters and headers, for any key and time.
 
         The client must send all of `headers` with just these values. The body is unsigned unless they hold
         ``x-amz-content-sha256``. `query` may not hold authentication parameters (``X-Amz-…``).
-        Raises `ValueError` when the URL could not live for a whole second.
         """
-        second = self._second
-        if second is None or second.number != int(now):
-            second = self._at(int(now))
-        end = expires_at if self.credential.expires_at is None else min(expires_at, self.credential.expires_at)
-        lifetime = min(int(end) - second.number, MAX_EXPIRES_SECONDS)
-        if lifetime <= 0:
-            raise ValueError("the URL would have expired already: expires_at, or the credential's end, is not after now")
-
-        canonical_headers, signed_headers, payload = self._host_header, "host", UNSIGNED_PAYLOAD
-        if headers:
-            lowered = _lowered(headers)
-            payload = lowered.get("x-amz-content-sha256", UNSIGNED_PAYLOAD)
-            canonical_headers, signed_headers = self._canonical_headers(lowered)
-        path = self._path(key)
-        auth = f"{second.query}{lifetime}{self._token_query}&X-Amz-SignedHeaders={signed_headers.replace(';', '%3B')}"
-        query_text = _merged(auth, query) if query else auth
-
-        request = f"{method}\n{path}\n{query_text}\n{canonical_headers}\n{signed_headers}\n{payload}"
-        return f"{self._origin}{path}?{query_text}&X-Amz-Signature={_signature(second, request)}"
+        lowered = _lowered(headers)
+        payload = lowered.get("x-amz-content-sha256", UNSIGNED_PAYLOAD)
+        canonical_headers, signed_headers = self._canonical_headers(lowered)
+        before, after = _around_authentication(query)
+        after = f"{self._token_query}&X-Amz-SignedHeaders={signed_headers.replace(';', '%3B')}{after}"
+        return Presigner(self, method, before, after, f"{canonical_headers}\n{signed_headers}\n{payload}")
 
     def authorize(
         self,
@@ -164,21 +155,20 @@ class S3Signer:
         payload_sha256: str = UNSIGNED_PAYLOAD,
     ) -> dict[str, str]:
         """The headers to send with a request of our own to ``url(key, query)``: `headers`, date, payload hash, Authorization."""
-        second = self._second
-        if second is None or second.number != int(now):
-            second = self._at(int(now))
+        second = self.second(now)
         result = dict(headers) | {"x-amz-date": second.amz_date, "x-amz-content-sha256": payload_sha256}
         if self.credential.session_token is not None:
             result["x-amz-security-token"] = self.credential.session_token
         canonical_headers, signed_headers = self._canonical_headers(_lowered(result))
-        request = f"{method}\n{self._path(key)}\n{'&'.join(_encoded_query(query))}\n{canonical_headers}\n{signed_headers}\n{payload_sha256}"
+        request = f"{method}\n{self.path(key)}\n{'&'.join(_encoded_query(query))}\n{canonical_headers}\n{signed_headers}\n{payload_sha256}"
         result["authorization"] = (
             f"AWS4-HMAC-SHA256 Credential={self.credential.access_key}/{second.day.scope}, "
             f"SignedHeaders={signed_headers}, Signature={_signature(second, request)}"
         )
         return result
 
-    def _path(self, key: str) -> str:
+    def path(self, key: str) -> str:
+        """The path of `key`, encoded."""
         return self._key_base + _encoded_path(key) if key else self._bucket_path
 
     def _canonical_headers(self, lowered: dict[str, str]) -> tuple[str, str]:
@@ -189,19 +179,24 @@ class S3Signer:
         names = sorted(lowered)
         return "".join([f"{name}:{lowered[name]}\n" for name in names]), ";".join(names)
 
+    def second(self, now: float) -> _Second:
+        """Everything that depends only on the time; kept for the second, the derived key for the day."""
+        number = int(now)
+        if self._second is None or self._second.number != number:
+            self._second = self._at(number)
+        return self._second
+
     def _at(self, second: int) -> _Second:
-        """Everything that depends only on the time; the derived key is kept for the day."""
         number = second // 86400
         day = self._second.day if self._second is not None and self._second.day.number == number else self._derive(number)
         amz_date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
-        self._second = _Second(
+        return _Second(
             second,
             amz_date,
             day,
             f"AWS4-HMAC-SHA256\n{amz_date}\n{day.scope}\n",
             f"X-Amz-Algorithm=AWS4-HMAC-SHA256&{day.credential}&X-Amz-Date={amz_date}&X-Amz-Expires=",
         )
-        return self._second
 
     def _derive(self, day: int) -> _Day:
         """The signing key of one day (AWS General Reference, "Calculate the signature")."""
@@ -210,7 +205,41 @@ class S3Signer:
         for part in (date, self.region, "s3", "aws4_request"):
             key = hmac.digest(key, part.encode(), "sha256")
         scope = f"{date}/{self.region}/s3/aws4_request"
-        return _Day(day, scope, key, f"X-Amz-Credential={_encoded(f'{self.credential.access_key}/{scope}')}")
+        return _Day(day, scope, Mac(key, "sha256"), f"X-Amz-Credential={_encoded(f'{self.credential.access_key}/{scope}')}")
+
+
+class Presigner:
+    """Presigns one kind of request: method, query and headers stay, key and time change.
+
+    Everything that stays is put together beforehand: a URL costs one SHA-256, one HMAC and three f-strings, about 3 µs.
+    """
+
+    __slots__ = ("_after", "_before", "_signer", "_tail", "method")
+
+    def __init__(self, signer: S3Signer, method: str, before: str, after: str, tail: str) -> None:
+        self._signer = signer
+        self.method = method
+        self._before = before
+        self._after = after
+        self._tail = tail
+
+    def url(self, key: str, expires_at: float, now: float) -> str:
+        """A URL for `key` until `expires_at` (rounded down), or until the credential ends or seven days have passed.
+
+        Raises `ValueError` when the URL could not live for a whole second.
+        """
+        signer = self._signer
+        second = signer.second(now)
+        end = signer.credential.expires_at
+        lifetime = int(expires_at if end is None or end > expires_at else end) - second.number
+        if lifetime > MAX_EXPIRES_SECONDS:
+            lifetime = MAX_EXPIRES_SECONDS
+        elif lifetime <= 0:
+            raise ValueError("the URL would have expired already: expires_at, or the credential's end, is not after now")
+        path = signer.path(key)
+        query = f"{self._before}{second.query}{lifetime}{self._after}"
+        request = f"{self.method}\n{path}\n{query}\n{self._tail}"
+        return f"{signer.origin}{path}?{query}&X-Amz-Signature={_signature(second, request)}"
 
 
 def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
@@ -221,16 +250,16 @@ def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
     return lowered
 
 
-def _merged(auth: str, query: Mapping[str, str]) -> str:
-    """The canonical query: the caller's parameters sorted around the (already sorted) authentication parameters."""
+def _around_authentication(query: Mapping[str, str]) -> tuple[str, str]:
+    """What stands before and after the authentication parameters in the canonical query, where all are sorted."""
     pairs = _encoded_query(query)
     before = [pair for pair in pairs if pair.partition("=")[0] < "X-Amz-"]
     after = pairs[len(before) :]
     if after and after[0].startswith("X-Amz-"):
         raise ValueError("query may not hold authentication parameters")
-    return "&".join([*before, auth, *after])
+    return "".join([f"{pair}&" for pair in before]), "".join([f"&{pair}" for pair in after])
 
 
 def _signature(second: _Second, request: str) -> str:
     hashed = hashlib.sha256(request.encode()).hexdigest()
-    return hmac.digest(second.day.signing_key, f"{second.to_sign}{hashed}".encode(), "sha256").hex()
+    return second.day.mac.hexdigest(f"{second.to_sign}{hashed}".encode())

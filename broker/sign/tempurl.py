@@ -7,11 +7,23 @@ expiry, optionally the client's network. Nothing about the content. `filename` a
 from __future__ import annotations
 
 import base64
-import hmac
+import re
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import quote
 
+from broker.sign.mac import Mac
+
 Digest = Literal["sha256", "sha512"]
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.~/-]*\Z").match
+"""Paths that `quote` leaves as they are."""
+
+
+@lru_cache(maxsize=256)
+def _mac(key: str, digest: Digest) -> Mac:
+    return Mac(key.encode(), digest)
+
 
 
 def temp_url(
@@ -44,10 +56,12 @@ def temp_url(
         signed_path = f"prefix:/{parts[1]}/{parts[2]}/{parts[3]}/{prefix}"
     expires = int(expires_at)
     network = "" if ip_range is None else f"ip={ip_range}\n"
-    mac = hmac.digest(key.encode(), f"{network}{method}\n{expires}\n{signed_path}".encode(), digest)
-    # SHA-512 is only understood in this form; its hex is taken for one too long.
-    signature = mac.hex() if digest == "sha256" else f"sha512:{base64.urlsafe_b64encode(mac).decode().rstrip('=')}"
-    url = f"{endpoint}{quote(path)}?temp_url_sig={signature}&temp_url_expires={expires}"
+    mac, message = _mac(key, digest), f"{network}{method}\n{expires}\n{signed_path}".encode()
+    if digest == "sha256":
+        signature = mac.hexdigest(message)
+    else:  # only understood in this form; its hex is taken for one too long
+        signature = f"sha512:{base64.urlsafe_b64encode(mac.digest(message)).decode().rstrip('=')}"
+    url = f"{endpoint}{path if _PLAIN(path) else quote(path)}?temp_url_sig={signature}&temp_url_expires={expires}"
     if ip_range is not None:
         url += f"&temp_url_ip_range={quote(ip_range, safe=':./')}"
     if prefix is not None:

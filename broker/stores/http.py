@@ -19,7 +19,7 @@ import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 from urllib.parse import quote, unquote, urlsplit
 
@@ -29,7 +29,7 @@ import orjson
 from broker import model
 from broker.claims import TransferToken
 from broker.errors import Conflict, Gone, Invalid, NotUploaded, StoreUnavailable
-from broker.model import Abilities, Digests, Handle, Observation, PartSeen
+from broker.model import NO_HEADERS, Abilities, Digests, Handle, Observation, PartSeen
 from broker.sign.token import NoSigningKey, TokenSigner
 from broker.stores.base import Limits, PartWrite, Write
 from broker.stores.exchange import LONG_SECONDS, Answer, Exchange, clock, skew
@@ -89,7 +89,7 @@ class HttpStore:
     def sign_put(self, write: Write, now: float) -> Handle:
         length = write.size if self._abilities.binds_length else None
         handle = self._sign("PUT", write.key, write.expires_at, now, length=length, digest=self._bound(write.digests))
-        return replace(handle, headers={f"X-Broker-Meta-{name}": value for name, value in write.metadata.items()})
+        return handle._replace(headers={f"X-Broker-Meta-{name}": value for name, value in write.metadata.items()})
 
     def sign_part(self, key: str, upload: str, part: PartWrite, now: float) -> Handle:
         return self._sign(
@@ -118,7 +118,7 @@ class HttpStore:
     ) -> Handle:
         path = f"{self._for_clients.base}/{self._prefix}{key}"
         token = self._token(method, path, expires_at, now, length=length, digest=digest, upload=upload, offset=offset)
-        return Handle(method, f"{self._for_clients.origin}{quote(path)}?token={token}", {}, float(int(expires_at)))
+        return Handle(method, f"{self._for_clients.origin}{quote(path)}?token={token}", NO_HEADERS, float(int(expires_at)))
 
     def _token(
         self,

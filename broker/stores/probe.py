@@ -179,11 +179,11 @@ class _Probe:
         for key in (mine, other):
             await self.visitor.send(self._put_handle(key, _NOTHING, len(content)), content)
         get = self._get_handle(mine)
-        moved = await self.visitor.send(replace(get, url=get.url.replace(mine, other)))
-        changed = await self.visitor.send(replace(get, url=_altered(get.url)))
-        bare = await self.visitor.send(replace(get, url=get.url.partition("?")[0]))
-        wrong = await self.visitor.send(replace(get, method="PUT"), b"wrong method")
-        removed = await self.visitor.send(replace(get, method="DELETE"))
+        moved = await self.visitor.send(get._replace(url=get.url.replace(mine, other)))
+        changed = await self.visitor.send(get._replace(url=_altered(get.url)))
+        bare = await self.visitor.send(get._replace(url=get.url.partition("?")[0]))
+        wrong = await self.visitor.send(get._replace(method="PUT"), b"wrong method")
+        removed = await self.visitor.send(get._replace(method="DELETE"))
         intact = await self._holds(mine, content) and await self._holds(other, content)
         refused = intact and all(reply.refused for reply in (moved, changed, bare, wrong, removed))
         detail = f"another key: {moved}; altered: {changed}; unsigned: {bare}; PUT by a GET URL: {wrong}; DELETE by a GET URL: {removed}"
@@ -325,7 +325,7 @@ def _right(part: PartSeen, algorithm: str, body: bytes) -> bool:
 
 def _without_binding(handle: Handle) -> Handle:
     """The handle as a dishonest client uses it: without the headers that bind."""
-    return replace(handle, headers={name: value for name, value in handle.headers.items() if name.lower() not in _BINDING_HEADERS})
+    return handle._replace(headers={name: value for name, value in handle.headers.items() if name.lower() not in _BINDING_HEADERS})
 
 
 def _rest(reply: Reply, clean: bool) -> str:

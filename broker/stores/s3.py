@@ -27,8 +27,8 @@ import aiohttp
 
 from broker import model
 from broker.errors import Conflict, Gone, Invalid, NotFound, NotUploaded, StoreUnavailable
-from broker.model import Abilities, Digests, Handle, Observation, PartSeen
-from broker.sign.sigv4 import MAX_EXPIRES_SECONDS, S3Credential, S3Signer
+from broker.model import NO_HEADERS, Abilities, Digests, Handle, Observation, PartSeen
+from broker.sign.sigv4 import MAX_EXPIRES_SECONDS, Presigner, S3Credential, S3Signer
 from broker.stores import s3_documents as documents
 from broker.stores.base import Limits, PartWrite, Write
 from broker.stores.exchange import LONG_SECONDS, Answer, Exchange, clock, skew
@@ -38,7 +38,6 @@ MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
 
 _CONTENT_TYPE = "application/octet-stream"
-_READ_QUERY = {"response-content-type": _CONTENT_TYPE}
 _PARTS_PAGE = 1000
 
 
@@ -75,6 +74,7 @@ class S3Store:
             )
         except ValueError as error:
             raise Invalid(f"store {store.name}: {error}", field="endpoint", expected="http(s)://host[:port][/prefix]") from None
+        self._reads = self._for_clients.presigner("GET", {"response-content-type": _CONTENT_TYPE})
 
     def assuming(self, abilities: Abilities) -> Self:
         """This store as if it had been seen to have `abilities`: what a probe signs with."""
@@ -85,7 +85,7 @@ class S3Store:
     # --- signing ---
 
     def sign_get(self, key: str, expires_at: float, now: float) -> Handle:
-        return self._sign("GET", key, expires_at, now, _READ_QUERY, {}, {})
+        return self._sign(self._reads, key, expires_at, now, NO_HEADERS)
 
     def sign_put(self, write: Write, now: float) -> Handle:
         headers = {"Content-Type": _CONTENT_TYPE, **_metadata_headers(write.metadata), **self._binding(write.size, write.digests)}
@@ -93,12 +93,12 @@ class S3Store:
             headers["x-amz-checksum-sha256"] = _base64(write.digests["sha256"])
         if self._abilities.refuses_overwrite:
             headers["If-None-Match"] = "*"
-        return self._sign("PUT", write.key, write.expires_at, now, {}, headers, headers)
+        return self._sign(self._for_clients.presigner("PUT", {}, headers), write.key, write.expires_at, now, headers)
 
     def sign_part(self, key: str, upload: str, part: PartWrite, now: float) -> Handle:
         headers = self._binding(part.length, part.digests)
         query = {"partNumber": str(part.number), "uploadId": upload}
-        return self._sign("PUT", key, part.expires_at, now, query, headers, headers)
+        return self._sign(self._for_clients.presigner("PUT", query, headers), key, part.expires_at, now, headers)
 
     def _binding(self, size: int | None, digests: Digests) -> dict[str, str]:
         headers = {}
@@ -108,24 +108,15 @@ class S3Store:
             headers["Content-MD5"] = _base64(digests["md5"])
         return headers
 
-    def _sign(
-        self,
-        method: str,
-        key: str,
-        expires_at: float,
-        now: float,
-        query: Mapping[str, str],
-        signed: Mapping[str, str],
-        sent: Mapping[str, str],
-    ) -> Handle:
+    def _sign(self, presigner: Presigner, key: str, expires_at: float, now: float, headers: Mapping[str, str]) -> Handle:
         end = min(expires_at, now + MAX_EXPIRES_SECONDS)
         if self._ends_at is not None:
             end = min(end, self._ends_at)
         try:
-            url = self._for_clients.presign(method, self._prefix + key, expires_at=end, now=now, query=query, headers=signed)
+            url = presigner.url(self._prefix + key, end, now)
         except ValueError:
             raise StoreUnavailable(f"store {self._name}: a URL would have expired before it is used") from None
-        return Handle(method, url, dict(sent), float(int(end)))
+        return Handle(presigner.method, url, headers, float(int(end)))
 
     # --- looking, sealing, deleting ---
 

@@ -31,7 +31,7 @@ import orjson
 
 from broker import model
 from broker.errors import Invalid, NotFound, NotUploaded, StoreUnavailable
-from broker.model import Abilities, Handle, Observation, PartSeen
+from broker.model import NO_HEADERS, Abilities, Handle, Observation, PartSeen
 from broker.sign.tempurl import temp_url
 from broker.stores.base import Limits, PartWrite, Write
 from broker.stores.exchange import LONG_SECONDS, Answer, Exchange, clock, skew
@@ -84,7 +84,7 @@ class SwiftStore:
     # --- signing ---
 
     def sign_get(self, key: str, expires_at: float, now: float) -> Handle:
-        return self._sign("GET", self._container, self._prefix + key, expires_at, {})
+        return self._sign("GET", self._container, self._prefix + key, expires_at, NO_HEADERS)
 
     def sign_put(self, write: Write, now: float) -> Handle:
         headers = {"Content-Type": _CONTENT_TYPE}
