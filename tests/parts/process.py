@@ -57,7 +57,8 @@ def free_ports(count: int) -> list[int]:
     raise PartFailed("no free ports on 127.0.0.1")
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """To be run between fork and exec: the kernel kills the program when the thread that started it ends."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -73,7 +74,7 @@ def running(
     with log.open("wb") as output:
         process = subprocess.Popen(
             list(arguments), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent,
-            env={**os.environ, **(environment or {})}, preexec_fn=_die_with_parent,
+            env={**os.environ, **(environment or {})}, preexec_fn=die_with_parent,
         )  # fmt: skip
     try:
         _wait(process, ready, log)

@@ -1,6 +1,7 @@
 """SeaweedFS as a strong S3 store: one process, one bucket, two identities. Telemetry off.
 
-`start` is a context manager that the demo and the benchmarks use as well; `seaweedfs` is the fixture of the tests.
+`start` is a context manager that the demo and the benchmarks use as well, so nothing here needs pytest; the fixture `seaweedfs` is
+in tests/conftest.py.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 from tests.parts.process import answers, find_program, free_ports, running
 
@@ -81,9 +80,3 @@ def start(directory: Path, bucket: str = "images") -> Iterator[S3Part]:
 def _socket(port: int) -> str:
     """The filer's socket; in a short directory, since a socket's path may hold 107 characters only."""
     return str(Path(tempfile.gettempdir()) / f"seaweedfs-{port}.sock")
-
-
-@pytest.fixture(scope="session")
-def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Part]:
-    with start(tmp_path_factory.mktemp("seaweedfs")) as part:
-        yield part
