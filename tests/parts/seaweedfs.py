@@ -51,6 +51,7 @@ def start(directory: Path, bucket: str = "images") -> Iterator[S3Part]:
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     identities = directory / "identities.json"
+    identities.touch(mode=0o600)
     identities.write_text(json.dumps({"identities": [identity]}))
     s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc, admin, admin_grpc = free_ports(10)
     arguments = [
