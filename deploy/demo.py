@@ -80,7 +80,8 @@ class House:
 @click.option("--port", type=click.IntRange(1, 65535), help="The broker's port; else a free one.")
 def main(once: bool, keep: Path | None, port: int | None) -> None:
     """Show the main job on real stores: put, copy, ticket, get; a store dies; the broker has carried nothing."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminated)
     place = _directory(keep)
     try:
         _check_room(place)
@@ -91,11 +92,12 @@ def main(once: bool, keep: Path | None, port: int | None) -> None:
                 print(last)
                 _stay(house)
     except (DemoFailed, process.PartMissing, process.PartFailed, traffic.Uncounted, OSError, subprocess.CalledProcessError) as error:
-        _fail(str(error), place, 1)
+        print(f"\ndemo failed: {error}\nThe logs of all parts are kept in {place}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
-        _fail("interrupted", place, 130)
-    if keep is None:
-        shutil.rmtree(place, ignore_errors=True)
+        _remove(place, keep)
+        raise SystemExit(130) from None
+    _remove(place, keep)
     if once:
         print(last)
 
@@ -104,9 +106,9 @@ def _terminated(_number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _fail(why: str, place: Path, code: int) -> NoReturn:
-    print(f"\ndemo failed: {why}\nThe logs of all parts are kept in {place}", file=sys.stderr, flush=True)
-    raise SystemExit(code)
+def _remove(place: Path, keep: Path | None) -> None:
+    if keep is None:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _directory(keep: Path | None) -> Path:
