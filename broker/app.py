@@ -73,7 +73,9 @@ async def running(
         await prepare_schema(settings, url)
         pool = await _open_pool(stack, settings, url)
         counted = metrics.create(__version__)
-        keyring = await keys.load(pool, passphrase(settings.keys.passphrase_file), time.time(), settings.http.public_url)
+        keyring = await keys.load(
+            pool, passphrase(settings.keys.passphrase_file), time.time(), settings.http.public_url, settings.keys.algorithm
+        )
         session = await stack.enter_async_context(_session())
         known = credentials or Credentials(settings.credentials_dir)
         authenticator = Authenticator(settings.auth, settings.http.public_url, keyring.jwks, session, counted)

@@ -63,7 +63,7 @@ class Database:
 @dataclass(frozen=True, slots=True)
 class Keys:
     passphrase_file: Path
-    algorithm: Literal["ES256", "RS256"] = "ES256"
+    algorithm: Literal["ES256", "RS256", "EdDSA"] = "ES256"
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,11 @@ def may_read_blob(principal: Principal, images: Iterable[ImageAccess]) -> bool:
     return principal.role is Role.ADMIN or any(may_read_image(principal, image) for image in images)
 
 
+def anyone_may_read(images: Iterable[ImageAccess]) -> bool:
+    """Whether `may_read_blob` holds for every principal."""
+    return any(image.visibility is not Visibility.PRIVATE and image.status is not ImageStatus.DEACTIVATED for image in images)
+
+
 def may_change_image(principal: Principal, project: str) -> bool:
     """Members and services change what their project owns; administrators everything."""
     return principal.role is Role.ADMIN or (principal.may_write and project == principal.project)
@@ -62,7 +67,7 @@ def may_publish(principal: Principal) -> bool:
 
 
 def may_write_blob(principal: Principal, images: Iterable[ImageAccess]) -> bool:
-    """Whether a principal may add a replica to a blob: a writer of a project that owns an image with it, a service that may read it, or an administrator."""
+    """Whether a principal may add a replica: a writer of a project with an image of the blob, a service that may read it, an administrator."""
     if principal.role is Role.ADMIN:
         return True
     images = tuple(images)

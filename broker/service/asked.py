@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from broker import errors, rank
+from broker.accept import Candidate
 from broker.model import Blob, Client
 from broker.permit import may_see_store
 from broker.service import places
 from broker.service.context import Context
+
+
+class Wishes(NamedTuple):
+    """What a request says beside what it is for."""
+
+    site: str | None
+    prefer: frozenset[str]
+    avoid: frozenset[str]
+    schemes: frozenset[str]
+
+
+_ANY: frozenset[str] = frozenset()
+_WISHES = frozenset(("site", "prefer", "avoid", "only", "schemes"))
+
+
+def wishes(context: Context, client: Client, request: Mapping[str, Any], candidates: Iterable[Candidate]) -> Wishes:
+    """The wishes of a request, which most have none of. Raises `Invalid`."""
+    if _WISHES.isdisjoint(request):
+        return Wishes(client.site, _ANY, _ANY, _ANY)
+    return Wishes(
+        site_of(context, client, request),
+        store_names(context, client, request, "prefer"),
+        avoided(context, client, request, (candidate.store for candidate in candidates)),
+        frozenset(request.get("schemes", ())),
+    )
 
 
 def site_of(context: Context, client: Client, request: Mapping[str, Any]) -> str | None:
@@ -25,11 +51,11 @@ def store_names(context: Context, client: Client, request: Mapping[str, Any], fi
     """The stores named in a field. Raises `Invalid` for one that does not exist, or that this principal may not know: the same."""
     names = request.get(field)
     if not names:
-        return _NOBODY
+        return _ANY
     for index, name in enumerate(names):
         store = context.memory.store(name)
         if store is None or not may_see_store(client.principal, store):
-            raise errors.Invalid("No such store.", field=f"{field}[{index}]", expected="a store of GET /v1/stores")
+            raise errors.Invalid("No such store.", field=f"{field}.{index}", expected="a store of GET /v1/stores")
     return frozenset(names)
 
 
@@ -38,9 +64,6 @@ def avoided(context: Context, client: Client, request: Mapping[str, Any], candid
     avoid = store_names(context, client, request, "avoid")
     only = store_names(context, client, request, "only")
     return avoid | (frozenset(candidates) - only) if only else avoid
-
-
-_NOBODY: frozenset[str] = frozenset()
 
 
 def excluded(ranking: rank.Ranking) -> list[dict[str, str]]:
@@ -54,14 +77,14 @@ def summary(blob: Blob) -> dict[str, Any]:
 
 
 def render_download(
-    id: UUID, state: str, blob: Blob, image: UUID | None, format: str | None, expires_at: float, sources: Sequence[Any], out: Sequence[Any]
+    id: UUID, state: str, blob: Any, image: UUID | None, format: str | None, expires_at: float, sources: Sequence[Any], out: Sequence[Any]
 ) -> dict[str, Any]:
-    """A download ticket as JSON."""
+    """A download ticket as JSON; `blob` is its `summary`."""
     shown = {
         "id": str(id),
         "operation": "download",
         "state": state,
-        "blob": summary(blob),
+        "blob": blob,
         "expires_at": places.instant(expires_at),
         "sources": sources,
         "excluded": out,

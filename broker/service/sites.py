@@ -84,7 +84,7 @@ def _networks(texts: Sequence[str]) -> tuple[Network, ...]:
         except ValueError:
             raise errors.Invalid(
                 "This is no network in CIDR form.",
-                field=f"networks[{i}]",
+                field=f"networks.{i}",
                 expected="an IPv4 or IPv6 network such as 10.1.0.0/16, all bits behind the prefix 0",
             ) from None
     if len(set(found)) != len(found):

@@ -55,13 +55,13 @@ class S3Store:
         if style not in ("path", "virtual"):
             raise Invalid(f"store {store.name}: style is neither path nor virtual", field="settings.style", expected="path or virtual")
         secret = S3Credential(
-            required(credential, "access_key", f"store {store.name}: the credential"),
-            required(credential, "secret_key", f"store {store.name}: the credential"),
+            required(credential, "access_key", f"store {store.name}: the credential", "credential"),
+            required(credential, "secret_key", f"store {store.name}: the credential", "credential"),
             credential.get("session_token") or None,
             number(credential, "expires_at", f"store {store.name}: the credential"),
         )
         self._name = store.name
-        self._bucket = required(settings, "bucket", f"store {store.name}")
+        self._bucket = required(settings, "bucket", f"store {store.name}", "settings.bucket")
         self._prefix = settings.get("prefix", "")
         self._ends_at = secret.expires_at
         self._abilities = store.abilities

@@ -19,11 +19,11 @@ def check_names(store: Store, known: Collection[str]) -> None:
             )
 
 
-def required(entries: Mapping[str, str], name: str, whose: str) -> str:
-    """The entry `name`. Raises `Invalid` when it is missing or empty; `whose` begins the text."""
+def required(entries: Mapping[str, str], name: str, whose: str, field: str) -> str:
+    """The entry `name`. Raises `Invalid` for `field` when it is missing or empty; `whose` begins the text."""
     value = entries.get(name)
     if not value:
-        raise Invalid(f"{whose} has no {name}", field=name, expected="a text")
+        raise Invalid(f"{whose} has no {name}", field=field, expected=f"{name}: a text")
     return value
 
 
@@ -35,4 +35,4 @@ def number(entries: Mapping[str, str], name: str, whose: str) -> float | None:
     try:
         return float(value)
     except ValueError:
-        raise Invalid(f"{whose} has a {name} that is no number", field=name, expected="POSIX seconds") from None
+        raise Invalid(f"{whose} has a {name} that is no number", field="credential", expected=f"{name}: POSIX seconds") from None

@@ -65,11 +65,14 @@ class SwiftStore:
         self._name = store.name
         self._endpoint = store.endpoint.rstrip("/")
         self._internal = (store.internal_endpoint or store.endpoint).rstrip("/")
-        self._account = required(settings, "account", f"store {store.name}")
-        self._container = required(settings, "container", f"store {store.name}")
+        self._account = required(settings, "account", f"store {store.name}", "settings.account")
+        self._container = required(settings, "container", f"store {store.name}", "settings.container")
         self._segments = settings.get("segments_container") or f"{self._container}_segments"
         self._prefix = settings.get("prefix", "")
-        first, second = required(credential, "temp_url_key", f"store {store.name}: the credential"), credential.get("temp_url_key2")
+        first, second = (
+            required(credential, "temp_url_key", f"store {store.name}: the credential", "credential"),
+            credential.get("temp_url_key2"),
+        )
         self._keys = _Keys((first, second) if second else (first,), first)
         self._abilities = store.abilities
         self._exchange = Exchange(session, store.name)
@@ -322,8 +325,11 @@ class _Login:
 
     def __init__(self, credential: Mapping[str, str], exchange: Exchange, store: str) -> None:
         whose = f"store {store}: the credential"
-        self._url = required(credential, "auth_url", whose)
-        self._headers = {"X-Auth-User": required(credential, "user", whose), "X-Auth-Key": required(credential, "key", whose)}
+        self._url = required(credential, "auth_url", whose, "credential")
+        self._headers = {
+            "X-Auth-User": required(credential, "user", whose, "credential"),
+            "X-Auth-Key": required(credential, "key", whose, "credential"),
+        }
         self._exchange = exchange
         self._token = ""
         self._ends_at = 0.0

@@ -203,7 +203,7 @@ async def test_abilities_that_only_a_newer_broker_knows_are_ignored(registry: Re
 async def test_a_network_must_be_canonical(registry: Registry, network: str) -> None:
     with pytest.raises(errors.Invalid) as caught:
         await site_service.create_site(registry.context, ADMIN, {"path": "eu", "networks": ["10.0.0.0/8", network]}, fresh())
-    assert caught.value.field == "networks[1]"
+    assert caught.value.field == "networks.1"
     with pytest.raises(errors.NotFound):
         await site_service.get_site(registry.context, ADMIN, "eu")
 
