@@ -62,7 +62,7 @@ def test_a_third_party_kind() -> None:
     [
         (Store(1, "one", "nfs", "x", "http://h"), "kind"),
         (Store(1, "one", "s3", "x", "http://h", settings={"bucket": "b"}, credential="other"), "credential"),
-        (Store(1, "one", "s3", "x", "http://h", settings={"bucket": "b"}), "access_key"),
+        (Store(1, "one", "s3", "x", "http://h", settings={"bucket": "b"}), "credential"),
         (Store(1, "one", "http", "x", "http://h", settings={"bucket": "b"}), "settings.bucket"),
     ],
 )
