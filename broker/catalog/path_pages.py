@@ -1,4 +1,4 @@
-"""Pages of what was observed between sites and stores, for people to look at. Averages of all clients together are left out."""
+"""Pages of what was observed between sites and stores, for people to look at."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def page(
             """SELECT p.site, s.name, p.direction, p.weight, p.good, p.bytes, p.busy_seconds, p.setup_weight, p.setup,
                       extract(epoch FROM p.updated_at)::float8
                FROM paths p JOIN stores s ON s.id = p.store_id
-               WHERE p.site <> '' AND (p.site, s.name, p.direction) > ($1, $2, $3) AND ($4 OR s.exposure = 'public')
+               WHERE (p.site, s.name, p.direction) > ($1, $2, $3) AND ($4 OR s.exposure = 'public')
                  AND ($5::text IS NULL OR p.site = $5) AND ($6::text IS NULL OR s.name = $6)
                ORDER BY p.site, s.name, p.direction LIMIT $7""",
             *after, private, site, store, limit,

@@ -90,7 +90,7 @@ def _site(site: Site) -> tuple[object, ...]:
 def _path(path: Path) -> tuple[object, ...]:
     rate = f"{size_text(path.rate)}/s" if path.rate is not None else "unknown"
     setup = seconds_text(path.setup_seconds) if path.setup_seconds is not None else "unknown"
-    return path.site, path.store, path.direction, rate, setup, f"{path.success:.0%}", f"{path.weight:.1f}"
+    return path.site or "(all)", path.store, path.direction, rate, setup, f"{path.success:.0%}", f"{path.weight:.1f}"
 
 
 _TABLES: Mapping[str, tuple[tuple[str, ...], Callable[[Any], tuple[object, ...]]]] = {

@@ -328,9 +328,9 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """What transfers between a site and a store reported, as moving averages."""
+    """What transfers between a site and a store reported, as moving averages. `site` is ``None`` for all clients together."""
 
-    site: str
+    site: str | None
     store: str
     direction: str
     rate: float | None

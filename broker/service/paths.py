@@ -39,7 +39,7 @@ def _after(query: Mapping[str, Any]) -> tuple[str, str, str]:
 def _render(row: PathRow) -> dict[str, Any]:
     average = row.average
     return {
-        "site": row.site,
+        "site": row.site or None,
         "store": row.store,
         "direction": row.direction,
         "rate": average.rate,
