@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
+from typing import NamedTuple
 from uuid import UUID
 
 from broker.model import Abilities, Exposure, Operation, Replica, ReplicaState, Store
-from broker.paths import Load
+from broker.paths import IDLE, Load
 
 
 class Reason(StrEnum):
@@ -77,6 +79,7 @@ class Candidate:
     cost: float = 0.0
     slots: int | None = None
     bandwidth: int | None = None
+    store_id: int = 0
     replica: UUID | None = None
     """The replica to read; ``None`` for a destination."""
     key: str = ""
@@ -92,8 +95,7 @@ class Candidate:
     """Digest algorithms that the store computes itself, of the whole or of parts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What a client asked for, as far as the order depends on it."""
 
     operation: Operation
@@ -111,8 +113,13 @@ class Request:
     """Algorithms of the digests that an upload declares."""
     needs_digest: bool = True
     """Whether policy asks for a content digest to accept an upload (invariant 4)."""
-    failed_until: Mapping[str, float] = field(default_factory=dict)
+    failed_until: Mapping[str, float] = MappingProxyType({})
     """Stores that failed this client, with the instant until which that excludes them."""
+
+    @property
+    def is_choosy(self) -> bool:
+        """Whether something about the request itself can be against a candidate."""
+        return bool(self.avoid or self.schemes or self.failed_until)
 
 
 def source(replica: Replica, store: Store, scheme: str) -> Candidate:
@@ -128,6 +135,7 @@ def source(replica: Replica, store: Store, scheme: str) -> Candidate:
         cost=store.cost,
         slots=store.read_slots,
         bandwidth=store.read_bandwidth,
+        store_id=store.id,
         replica=replica.id,
         key=replica.key,
         state=replica.state,
@@ -149,6 +157,7 @@ def destination(store: Store, scheme: str, max_size: int | None) -> Candidate:
         cost=store.cost,
         slots=store.write_slots,
         bandwidth=store.write_bandwidth,
+        store_id=store.id,
         writable=store.writable,
         capacity=store.capacity,
         max_size=max_size,
@@ -176,6 +185,14 @@ def accept(request: Request, candidate: Candidate, load: Load, now: float) -> Re
     if candidate.slots == 0:
         return Reason.FULL
     return None
+
+
+_PLAIN_READ = Request(Operation.DOWNLOAD)
+
+
+def is_offered_to_all(candidate: Candidate) -> bool:
+    """Whether nothing is against reading the candidate, whoever asks, as long as the request is not choosy."""
+    return accept(_PLAIN_READ, candidate, IDLE, 0.0) is None
 
 
 def _accept_read(request: Request, candidate: Candidate) -> Reason | None:

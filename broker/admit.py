@@ -59,16 +59,14 @@ class Offer(NamedTuple):
     """The estimate of the transfer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(NamedTuple):
     """Indexes into the offers, both in rank order: leased now, and to be activated when needed."""
 
     active: tuple[int, ...]
     standby: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Full:
+class Full(NamedTuple):
     """Nothing was granted; `retry_after` is in seconds."""
 
     retry_after: float
@@ -91,9 +89,14 @@ def next_wants(
     for store, slots, _ in offers:
         if store in granted or store in refused or store in free or store in full:
             continue
-        (free if has_slot(slots, loads.get(store, IDLE)) else full).append(store)
+        if not has_slot(slots, loads.get(store, IDLE)):
+            full.append(store)
+            continue
+        free.append(store)
+        if len(free) == missing:
+            break
     if free:
-        return tuple(free[:missing])
+        return tuple(free)
     return () if granted else tuple(full[:missing])
 
 
@@ -140,7 +143,7 @@ def renewed_until(granted_at: float, now: float, remaining_seconds: float, polic
 
 def ticket_seconds(offers: Sequence[Offer], policy: Policy) -> float:
     """How long a ticket lives: long enough for the slowest source that it names."""
-    slowest = max((offer.seconds for offer in offers), default=0.0)
+    slowest = max([offer.seconds for offer in offers], default=0.0)
     return _bounded(slowest * policy.margin, policy.min_ticket_seconds, policy.max_ticket_seconds)
 
 

@@ -114,41 +114,72 @@ Loads = Mapping[str, Load]
 """By store name, all of the direction in question."""
 
 
+class Outlook(NamedTuple):
+    """What a path promises to any transfer, whatever its size and the store's load. The fields are those of `Estimate`."""
+
+    rate: float
+    setup_seconds: float
+    success: float
+    basis: str
+    evidence: float
+
+
+class Outlooks:
+    """The outlooks of the paths between one site and every store, as of the instant `at`; each is worked out when first asked for."""
+
+    __slots__ = ("_averages", "_found", "_policy", "at", "site")
+
+    def __init__(self, site: str | None, averages: Averages, policy: Policy, at: float) -> None:
+        self.site = site
+        self.at = at
+        self._averages = averages
+        self._policy = policy
+        self._found: dict[str, Outlook] = {}
+
+    def of(self, candidate: Candidate) -> Outlook:
+        """The outlook of the path to the candidate's store."""
+        found = self._found.get(candidate.store)
+        if found is None:
+            found = self._found[candidate.store] = outlook(self.site, candidate, self._averages, self._policy, self.at)
+        return found
+
+
 def rank(
-    request: Request, candidates: Iterable[Candidate], averages: Averages, loads: Loads, policy: Policy, now: float, rng: Random
+    request: Request, candidates: Iterable[Candidate], outlooks: Outlooks, loads: Loads, policy: Policy, now: float, rng: Random
 ) -> Ranking:
-    """Accept or exclude each candidate, then put the accepted ones in the order to try them."""
-    accepted: list[tuple[Candidate, Load]] = []
+    """Accept or exclude each candidate, then put the accepted ones in the order to try them. `outlooks` are those of the request's site."""
+    accepted: list[Candidate] = []
     ranking = Ranking([], [], [])
     for candidate in candidates:
-        load = loads.get(candidate.store, IDLE)
-        reason = accept(request, candidate, load, now)
+        reason = accept(request, candidate, loads.get(candidate.store, IDLE), now)
         if reason is None:
-            accepted.append((candidate, load))
+            accepted.append(candidate)
         elif reason is Reason.PRIVATE:
             ranking.hidden.append(Exclusion(candidate, reason))
         else:
             ranking.excluded.append(Exclusion(candidate, reason))
+    return ranking._replace(sources=order(request, accepted, outlooks, loads, policy, rng))
+
+
+def order(request: Request, accepted: Sequence[Candidate], outlooks: Outlooks, loads: Loads, policy: Policy, rng: Random) -> list[Source]:
+    """Candidates that nothing is against, in the order to try them."""
     if not accepted:
-        return ranking
+        return []
     size = policy.unknown_size if request.size is None else request.size
-    estimates = [estimate(request.site, candidate, size, averages, load, policy, now) for candidate, load in accepted]
-    shares = weigh(estimates, _lifts(request, accepted, policy), policy)
-    for index in draw(shares, rng):
-        ranking.sources.append(Source(accepted[index][0], estimates[index], shares[index]))
-    return ranking
+    estimates = [estimate(outlooks.of(candidate), candidate, size, loads, policy) for candidate in accepted]
+    shares = weigh(estimates, _lifts(request, accepted, loads, policy), policy)
+    return [Source(accepted[index], estimates[index], shares[index]) for index in draw(shares, rng)]
 
 
-def estimate(site: str | None, candidate: Candidate, size: int, averages: Averages, load: Load, policy: Policy, now: float) -> Estimate:
-    """What a transfer of `size` bytes between `site` and the candidate is expected to take.
+def outlook(site: str | None, candidate: Candidate, averages: Averages, policy: Policy, now: float) -> Outlook:
+    """What the path between `site` and the candidate's store promises.
 
     The nearest site with enough evidence tells; a path known only by its failures tells its success, not its rate.
     """
-    store = candidate.store
     rate = setup = success = None
     basis, evidence = "prior", 0.0
     for place in ancestors(site) if averages else ():
-        average = averages.get((place, store))
+        average = averages.get((place, candidate.store))
         if average is None or average.weight < policy.min_evidence:
             continue
         kept = decay(1.0, now - average.updated_at, policy.half_life_seconds)
@@ -165,10 +196,14 @@ def estimate(site: str | None, candidate: Candidate, size: int, averages: Averag
         steps = distance(site, candidate.site)
         rate = rate or policy.prior_rates[min(steps, len(policy.prior_rates) - 1)]
         setup = policy.prior_setups[min(steps, len(policy.prior_setups) - 1)]
-    if success is None:
-        success = policy.prior_success
+    return Outlook(rate, setup, policy.prior_success if success is None else success, basis, evidence)
+
+
+def estimate(path: Outlook, candidate: Candidate, size: int, loads: Loads, policy: Policy) -> Estimate:
+    """What a transfer of `size` bytes over `path` is expected to take."""
+    rate, setup, success, basis, evidence = path
     if candidate.bandwidth:
-        rate = min(rate, candidate.bandwidth / (load.active + 1))
+        rate = min(rate, candidate.bandwidth / (loads.get(candidate.store, IDLE).active + 1))
     seconds = setup + size / rate
     score = seconds / success * (1.0 + policy.cost_factor * candidate.cost)
     return Estimate(seconds, rate, setup, success, score, basis, evidence)
@@ -206,11 +241,11 @@ def _success(good: float, weight: float, policy: Policy) -> float:
     return max(policy.success_floor, min(1.0, (good + prior * policy.prior_success) / (weight + prior)))
 
 
-def _lifts(request: Request, accepted: Sequence[tuple[Candidate, Load]], policy: Policy) -> list[float] | None:
+def _lifts(request: Request, accepted: Sequence[Candidate], loads: Loads, policy: Policy) -> list[float] | None:
     """What makes candidates likelier or less likely beside their estimates; ``None`` when nothing does."""
     if request.operation is Operation.DOWNLOAD and not request.prefer:
         return None
-    return [_lift(request, candidate, load, policy) for candidate, load in accepted]
+    return [_lift(request, candidate, loads.get(candidate.store, IDLE), policy) for candidate in accepted]
 
 
 def _lift(request: Request, candidate: Candidate, load: Load, policy: Policy) -> float:

@@ -43,7 +43,7 @@ FROM images i WHERE i.id = ANY ($1::uuid[])
 """
 
 
-async def blobs(connection: Any, ids: Sequence[UUID]) -> list[BlobView | None]:
+async def blobs(connection: Any, ids: Sequence[UUID | str]) -> list[BlobView | None]:
     """The views of these blobs, in order; ``None`` for each that does not exist."""
     wanted = list(set(ids))
     rows = await connection.fetch(_BLOBS, wanted)
@@ -59,8 +59,8 @@ async def blobs(connection: Any, ids: Sequence[UUID]) -> list[BlobView | None]:
             replicas[id] = []
         if row[4] is not None:
             replicas[id].append(_replica(row))
-    views = {id: BlobView(blob, tuple(replicas[id]), tuple(access.get(id, ()))) for id, blob in found.items()}
-    return [views.get(id) for id in ids]
+    views = {str(id): BlobView(blob, tuple(replicas[id]), tuple(access.get(id, ()))) for id, blob in found.items()}
+    return [views.get(str(id)) for id in ids]
 
 
 def _replica(row: Any) -> Replica:
@@ -80,11 +80,11 @@ def _replica(row: Any) -> Replica:
     )
 
 
-async def images(connection: Any, ids: Sequence[UUID]) -> list[Image | None]:
+async def images(connection: Any, ids: Sequence[UUID | str]) -> list[Image | None]:
     """These images, in order; ``None`` for each that does not exist."""
-    found: dict[UUID, Image] = {}
+    found: dict[str, Image] = {}
     for row in await connection.fetch(_IMAGES, list(set(ids))):
-        found[row[0]] = Image(
+        found[str(row[0])] = Image(
             id=row[0],
             name=row[1],
             project=row[2],
@@ -96,4 +96,4 @@ async def images(connection: Any, ids: Sequence[UUID]) -> list[Image | None]:
             updated_at=row[7],
             version=row[8],
         )
-    return [found.get(id) for id in ids]
+    return [found.get(str(id)) for id in ids]

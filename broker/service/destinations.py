@@ -64,8 +64,9 @@ def rank_stores(context: Context, client: Client, request: Mapping[str, Any], ta
         needs_digest=needs_digest,
         failed_until=context.memory.failures(client.name),
     )
-    averages, loads = context.memory.averages(Direction.WRITE), context.memory.write_loads
-    ranking = rank.rank(ask, candidates, averages, loads, policy.rank, context.clock(), context.rng)
+    now = context.clock()
+    outlooks = context.memory.outlooks(Direction.WRITE, ask.site, policy.rank, now)
+    ranking = rank.rank(ask, candidates, outlooks, context.memory.write_loads, policy.rank, now, context.rng)
     for exclusion in (*ranking.excluded, *ranking.hidden):
         context.metrics.exclusion(exclusion.reason)
     excluded += asked.excluded(ranking)

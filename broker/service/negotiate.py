@@ -7,9 +7,9 @@ ticket or its own error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -21,7 +21,7 @@ from broker.paths import IDLE
 from broker.permit import ImageAccess, may_read_blob, may_read_image, may_see_image
 from broker.service import asked, places
 from broker.service.context import Context
-from broker.service.memory import HotBlob
+from broker.service.hot import HotBlob
 
 
 @dataclass(slots=True)
@@ -31,16 +31,13 @@ class Plan:
     id: UUID
     count: int
     parallel: int
-    hot: HotBlob
-    image_id: UUID | None
-    format: str | None
+    target: Target
     ranking: rank.Ranking
     offers: list[admit.Offer]
+    wants: tuple[str, ...] = ()
     granted: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
-    leases: dict[str, float] = field(default_factory=dict)
     expires_at: float | None = None
-    wants: tuple[str, ...] = ()
 
 
 async def download(context: Context, client: Client, request: Mapping[str, Any], id: UUID) -> dict[str, Any]:
@@ -56,77 +53,62 @@ async def download_many(
 ) -> list[dict[str, Any] | errors.BrokerError]:
     """A ticket or an error for each request, in order. Raises only `Unavailable`, and then nothing was granted to anyone."""
     now = context.clock()
-    targets = await _locate(context, client, [request for _, request in requests])
-    results: list[Any] = []
+    failed_until = context.memory.failures(client.name)
+    results: list[Any] = await _locate(context, client, [request for _, request in requests])
     plans: list[Plan] = []
-    for (id, request), target in zip(requests, targets, strict=True):
-        try:
-            if isinstance(target, errors.BrokerError):
-                raise target
-            plan = _decide(context, client, request, id, target, now)
-            plans.append(plan)
-            results.append(plan)
-        except errors.BrokerError as error:
-            results.append(error)
+    for index, (id, request) in enumerate(requests):
+        target = results[index]
+        if isinstance(target, Target):
+            try:
+                plan = results[index] = _decide(context, client, request, id, target, failed_until, now)
+                plans.append(plan)
+            except errors.BrokerError as error:
+                results[index] = error
     if plans:
-        await _admit(context, client, plans, now)
-    return [_answer(context, client, plan, now) if isinstance(plan, Plan) else plan for plan in results]
+        await _admit(context, client, plans)
+    return [_answer(context, result, now) if isinstance(result, Plan) else result for result in results]
 
 
 # -- locate
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
+class Target(NamedTuple):
+    """The blob that a request means, and the image and format by which it was named."""
+
     hot: HotBlob
     image_id: UUID | None = None
     format: str | None = None
 
 
-async def _locate(context: Context, client: Client, requests: Sequence[Mapping[str, Any]]) -> list[_Target | errors.BrokerError]:
+async def _locate(context: Context, client: Client, requests: Sequence[Mapping[str, Any]]) -> list[Target | errors.BrokerError]:
     """Which blob each request means, if this principal may read it."""
-    chosen = await _choose_blobs(context, client, requests)
-    hot: dict[UUID, HotBlob | None] = {}
-    cold: list[UUID] = []
-    for choice in chosen:
-        if not isinstance(choice, errors.BrokerError) and (known := context.memory.known_blob(choice[0])) is None:
-            cold.append(choice[0])
-        elif not isinstance(choice, errors.BrokerError):
-            hot[choice[0]] = known
-    if cold:
-        hot |= dict(zip(cold, await context.memory.hot_blobs(cold), strict=True))
-    found: list[_Target | errors.BrokerError] = []
-    for choice in chosen:
-        if isinstance(choice, errors.BrokerError):
-            found.append(choice)
-            continue
-        blob_id, image_id, format = choice
-        blob = hot[blob_id]
-        if blob is None or (image_id is None and not may_read_blob(client.principal, blob.view.images)):
-            found.append(errors.NotFound("No such blob."))
-        else:
-            found.append(_Target(blob, image_id, format))
-    return found
+    by_image = await _choose_blobs(context, client, [request for request in requests if "image" in request])
+    named: list[Any] = [(request["blob"], None, None) if "blob" in request else next(by_image) for request in requests]
+    ids = [choice[0] for choice in named if isinstance(choice, tuple)]
+    found = dict(zip(ids, await context.memory.hot.blobs(ids), strict=True))
+    for index, choice in enumerate(named):
+        if isinstance(choice, tuple):
+            id, image_id, format = choice
+            hot = found[id]
+            readable = hot is not None and (image_id is not None or hot.read_by_all or may_read_blob(client.principal, hot.view.images))
+            named[index] = Target(hot, image_id, format) if hot is not None and readable else errors.NotFound("No such blob.")
+    return named
 
 
 async def _choose_blobs(
     context: Context, client: Client, requests: Sequence[Mapping[str, Any]]
-) -> list[tuple[UUID, UUID | None, str | None] | errors.BrokerError]:
-    """Blob id, image id and format of each request."""
-    image_ids = [UUID(request["image"]) for request in requests if "image" in request]
-    images = dict(zip(image_ids, await context.memory.images(image_ids), strict=True)) if image_ids else {}
+) -> Iterator[tuple[str, UUID, str] | errors.BrokerError]:
+    """Blob id, image id and format of each request that names an image."""
     chosen: list[Any] = []
-    for request in requests:
-        if "blob" in request:
-            chosen.append((UUID(request["blob"]), None, None))
-            continue
+    images = await context.memory.hot.images([request["image"] for request in requests]) if requests else ()
+    for request, found in zip(requests, images, strict=True):
         try:
-            image = _readable(client, images[UUID(request["image"])])
+            image = _readable(client, found)
             format = _choose_format(image, request.get("formats"))
-            chosen.append((image.blobs[format], image.id, format))
+            chosen.append((str(image.blobs[format]), image.id, format))
         except errors.BrokerError as error:
             chosen.append(error)
-    return chosen
+    return iter(chosen)
 
 
 def _readable(client: Client, image: Image | None) -> Image:
@@ -151,40 +133,36 @@ def _choose_format(image: Image, formats: Sequence[str] | None) -> str:
 # -- decide
 
 
-def _decide(context: Context, client: Client, request: Mapping[str, Any], id: UUID, target: _Target, now: float) -> Plan:
+def _decide(
+    context: Context, client: Client, request: Mapping[str, Any], id: UUID, target: Target, failed_until: Mapping[str, float], now: float
+) -> Plan:
     """Rank the blob's replicas for this client. Raises `NoSource` when there is none to offer."""
-    site = asked.site_of(context, client, request)
-    candidates = target.hot.candidates
+    hot, principal, memory, policy = target.hot, client.principal, context.memory, context.policy
+    wishes = asked.wishes(context, client, request, hot.candidates)
     ask = accept.Request(
-        operation=Operation.DOWNLOAD,
-        site=site,
-        size=target.hot.view.blob.size,
-        project=client.principal.project,
-        sees_private=client.principal.sees_private_stores,
-        prefer=asked.store_names(context, client, request, "prefer"),
-        avoid=asked.avoided(context, client, request, (candidate.store for candidate in candidates)),
-        schemes=frozenset(request["schemes"]) if "schemes" in request else _ANY,
-        failed_until=context.memory.failures(client.name),
-    )
-    averages = context.memory.averages(Direction.READ)
-    ranking = rank.rank(ask, candidates, averages, context.memory.read_loads, context.policy.rank, now, context.rng)
-    _count_exclusions(context, ranking)
+        Operation.DOWNLOAD, wishes.site, hot.view.blob.size, principal.project, principal.sees_private_stores, wishes.prefer,
+        wishes.avoid, wishes.schemes, failed_until=failed_until,
+    )  # fmt: skip
+    outlooks = memory.outlooks(Direction.READ, wishes.site, policy.rank, now)
+    if hot.offered_to_all and not ask.is_choosy:  # nearly always: nothing to exclude, so nothing to ask of each candidate
+        ranking = rank.Ranking(rank.order(ask, hot.candidates, outlooks, memory.read_loads, policy.rank, context.rng), [], [])
+    else:
+        ranking = rank.rank(ask, hot.candidates, outlooks, memory.read_loads, policy.rank, now, context.rng)
+        _count_exclusions(context, ranking)
     if not ranking.sources:
         context.metrics.ticket("download", "no-source")
         raise errors.NoSource(
             "Every replica is excluded." if ranking.excluded else "The blob has no replica.",
             extra={"excluded": asked.excluded(ranking)},
-            retry_after=context.policy.rank.failure_seconds if _may_pass(ranking) else None,
+            retry_after=policy.rank.failure_seconds if _may_pass(ranking) else None,
         )
-    offers = [admit.Offer(c.store, c.slots, estimate.seconds) for c, estimate, _ in ranking.sources]
+    offers = [admit.Offer(candidate.store, candidate.slots, estimate.seconds) for candidate, estimate, _ in ranking.sources]
     count, parallel = request.get("count", 3), request.get("parallel", 1)
-    return Plan(id, max(count, parallel), parallel, target.hot, target.image_id, target.format, ranking, offers)
+    return Plan(id, max(count, parallel), parallel, target, ranking, offers)
 
 
 def _count_exclusions(context: Context, ranking: rank.Ranking) -> None:
-    for exclusion in ranking.excluded:
-        context.metrics.exclusion(exclusion.reason)
-    for exclusion in ranking.hidden:
+    for exclusion in (*ranking.excluded, *ranking.hidden):
         context.metrics.exclusion(exclusion.reason)
 
 
@@ -196,9 +174,9 @@ def _may_pass(ranking: rank.Ranking) -> bool:
 # -- admit
 
 
-async def _admit(context: Context, client: Client, plans: Iterable[Plan], now: float) -> None:
+async def _admit(context: Context, client: Client, plans: Sequence[Plan]) -> None:
     """Lease the best places of every plan and record the tickets, in as few round trips as there are stores to pass over."""
-    pending = list(plans)
+    pending = plans
     swept = False
     while pending:
         asked = [plan for plan in pending if _wants(context, plan)]
@@ -237,87 +215,67 @@ def _wants(context: Context, plan: Plan) -> bool:
 
 def _grant_request(context: Context, client: Client, plan: Plan) -> leases.GrantRequest:
     """Stores without slots are granted here and now; the others are asked for."""
+    policy, loads = context.policy.admit, context.memory.read_loads
     wanted: list[leases.Want] = []
-    for store, slots, seconds in plan.offers:
-        if store not in plan.wants or store in plan.granted:
-            continue
-        if slots is None:
+    recorded: list[list[Any]] = []
+    for index, (candidate, estimate, weight) in enumerate(plan.ranking.sources):
+        store = candidate.store
+        is_wanted = store in plan.wants
+        if is_wanted and candidate.slots is None:
             plan.granted.add(store)
-        else:
-            record = context.memory.store(store)
-            if record is not None and all(want.store_id != record.id for want in wanted):
-                wanted.append(leases.Want(record.id, "read", admit.lease_seconds(seconds, context.policy.admit)))
+        elif is_wanted and not any(want.store_id == candidate.store_id for want in wanted):
+            wanted.append(leases.Want(candidate.store_id, "read", admit.lease_seconds(estimate.seconds, policy)))
+        if is_wanted or index < plan.count:
+            recorded.append(places.to_record(candidate, estimate, weight, is_wanted, loads.get(store, IDLE).active + 1))
     if plan.expires_at is not None:  # recorded in an earlier round: only more leases are asked for
         return leases.GrantRequest(plan.id, None, wanted, False)
-    principal = client.principal
+    principal, blob = client.principal, plan.target.hot.view.blob
     ticket = leases.TicketRow(
-        Operation.DOWNLOAD, principal.project, principal.subject, client.instance, client.address, client.site, plan.image_id,
-        plan.hot.view.blob.id, plan.hot.view.blob.size, orjson.dumps(_record(context, plan)).decode(),
-        admit.ticket_seconds(plan.offers, context.policy.admit),
+        Operation.DOWNLOAD, principal.project, principal.subject, client.instance, client.address, client.site, plan.target.image_id,
+        blob.id, blob.size, orjson.dumps(recorded).decode(), admit.ticket_seconds(plan.offers, policy),
     )  # fmt: skip
     return leases.GrantRequest(plan.id, ticket, wanted, not plan.granted)
-
-
-def _record(context: Context, plan: Plan) -> list[Any]:
-    """The places that the ticket may name: the best ones, and those asked for now."""
-    recorded = []
-    for index, (candidate, estimate, weight) in enumerate(plan.ranking.sources):
-        if index < plan.count or candidate.store in plan.wants:
-            store = context.memory.store(candidate.store)
-            if store is not None:
-                recorded.append(
-                    places.to_record(
-                        store.id, candidate, estimate, weight, candidate.store in plan.wants, _concurrency(context, candidate.store)
-                    )
-                )
-    return recorded
-
-
-def _concurrency(context: Context, store: str) -> int:
-    """Transfers on the store with this one."""
-    return context.memory.read_loads.get(store, IDLE).active + 1
 
 
 def _take(context: Context, plan: Plan, grant: leases.Grant) -> None:
     """Take over what the database said."""
     if grant.created:
         plan.expires_at = grant.expires_at
-    for store_id, ends_at in grant.leases.items():
+    for store_id in grant.leases:
         store = context.memory.store_by_id(store_id)
         if store is not None:
             plan.granted.add(store.name)
-            plan.leases[store.name] = ends_at
-    plan.refused.update(name for name in plan.wants if name not in plan.granted)
+    for name in plan.wants:
+        if name not in plan.granted:
+            plan.refused.add(name)
+            context.metrics.leases_refused.inc(name, "read")
 
 
 # -- answer
 
 
-def _answer(context: Context, client: Client, plan: Plan, now: float) -> dict[str, Any] | errors.BrokerError:
+def _answer(context: Context, plan: Plan, now: float) -> dict[str, Any] | errors.BrokerError:
     """The ticket as the client gets it; only what is returned is signed."""
+    target, ranking = plan.target, plan.ranking
     admitted = admit.settle(plan.offers, plan.granted, context.memory.read_loads, plan.count, now, context.policy.admit)
     if isinstance(admitted, admit.Full) or plan.expires_at is None:
         context.metrics.ticket("download", "busy")
         wait = admitted.retry_after if isinstance(admitted, admit.Full) else context.policy.admit.retry_seconds
         return errors.Busy(
-            "Every store that has the blob is at its limit.", retry_after=wait, extra={"excluded": asked.excluded(plan.ranking)}
+            "Every store that has the blob is at its limit.", retry_after=wait, extra={"excluded": asked.excluded(ranking)}
         )
     sources: list[dict[str, Any]] = []
     for state, indexes in (("active", admitted.active), ("standby", admitted.standby)):
         for index in indexes:
-            candidate, estimate, weight = plan.ranking.sources[index]
-            place = places.Place.of(candidate, estimate, weight, state)
+            place = places.Place.of(*ranking.sources[index], state)
             signed = places.sign_read(context, place, plan.expires_at, now)
             if signed is None:
-                plan.ranking.excluded.append(rank.Exclusion(candidate, accept.Reason.UNSIGNABLE))
+                ranking.excluded.append(rank.Exclusion(ranking.sources[index].candidate, accept.Reason.UNSIGNABLE))
                 continue
             sources.append(places.render(place, len(sources) + 1, signed))
     if not sources:
-        return errors.NoSource("No URL can be signed for any replica.", extra={"excluded": asked.excluded(plan.ranking)})
+        return errors.NoSource("No URL can be signed for any replica.", extra={"excluded": asked.excluded(ranking)})
     context.metrics.ticket("download", "granted", sources[0]["store"])
     return asked.render_download(
-        plan.id, "open", plan.hot.view.blob, plan.image_id, plan.format, plan.expires_at, sources, asked.excluded(plan.ranking)
+        plan.id, "open", target.hot.summary, target.image_id, target.format, plan.expires_at, sources, asked.excluded(ranking)
     )
-
-
-_ANY: frozenset[str] = frozenset()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from broker import errors
@@ -66,12 +67,12 @@ class Recorded(NamedTuple):
         )  # fmt: skip
 
 
-def to_record(store_id: int, candidate: Candidate, estimate: Estimate, weight: float, active: bool, concurrency: int) -> list[Any]:
+def to_record(candidate: Candidate, estimate: Estimate, weight: float, active: bool, concurrency: int) -> list[Any]:
     """A ranked candidate as it goes into the ticket's row; `recorded` reads it back."""
     replica = None if candidate.replica is None else str(candidate.replica)
     return [
-        store_id, replica, active, concurrency, estimate.seconds, estimate.rate, estimate.setup_seconds, estimate.success, estimate.basis,
-        weight,
+        candidate.store_id, replica, active, concurrency, estimate.seconds, estimate.rate, estimate.setup_seconds, estimate.success,
+        estimate.basis, weight,
     ]  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def recorded(row: Sequence[Sequence[Any]]) -> list[Recorded]:
 
 def sign_read(context: Context, place: Place, expires_at: float, now: float) -> Handle | None:
     """A handle that reads the place, at most until `expires_at`; ``None`` when the store's credential is missing or has ended."""
-    policy = context.policy
+    policy, began = context.policy, perf_counter()
     ends_at = min(expires_at, now + policy.url_ttl_seconds)
     try:
         if policy.share_bucket_seconds and place.kind == "http":
@@ -90,6 +91,7 @@ def sign_read(context: Context, place: Place, expires_at: float, now: float) -> 
         handle = context.memory.driver(place.store).sign_get(place.key, ends_at, now)
     except errors.StoreUnavailable:
         return None
+    context.metrics.signing_seconds.observe(perf_counter() - began, place.kind)
     return handle if handle.expires_at > now else None
 
 

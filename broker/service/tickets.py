@@ -20,7 +20,7 @@ from broker.paths import IDLE
 from broker.permit import may_read_blob
 from broker.service import asked, places, upload
 from broker.service.context import Context
-from broker.service.memory import HotBlob
+from broker.service.hot import HotBlob
 from broker.service.places import Recorded
 
 
@@ -204,7 +204,7 @@ async def _render(context: Context, client: Client, record: TicketRecord) -> dic
             sources.append(places.render(place, len(sources) + 1, handle))
     if not sources:
         raise errors.NoSource("None of the ticket's places can be offered any more.", extra={"excluded": out})
-    return asked.render_download(record.id, record.state, hot.view.blob, record.image_id, None, record.expires_at, sources, out)
+    return asked.render_download(record.id, record.state, hot.summary, record.image_id, None, record.expires_at, sources, out)
 
 
 async def _readable(context: Context, client: Client, record: TicketRecord) -> HotBlob:

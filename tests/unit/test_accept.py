@@ -54,7 +54,7 @@ UPLOAD = Request(Operation.UPLOAD, project="other", size=100)
     ],
 )
 def test_download(candidate: dict[str, Any], request_: dict[str, Any], reason: Reason | None) -> None:
-    assert accept(replace(DOWNLOAD, **request_), replace(READABLE, **candidate), IDLE, NOW) is reason
+    assert accept(DOWNLOAD._replace(**request_), replace(READABLE, **candidate), IDLE, NOW) is reason
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_download(candidate: dict[str, Any], request_: dict[str, Any], reason: R
     ],
 )
 def test_upload(candidate: dict[str, Any], request_: dict[str, Any], reserved: int, reason: Reason | None) -> None:
-    assert accept(replace(UPLOAD, **request_), replace(WRITABLE, **candidate), Load(reserved=reserved), NOW) is reason
+    assert accept(UPLOAD._replace(**request_), replace(WRITABLE, **candidate), Load(reserved=reserved), NOW) is reason
 
 
 def test_every_replica_state_but_active_has_a_reason() -> None:
@@ -104,7 +104,7 @@ def test_only_what_may_be_named_is_accepted(
 ) -> None:
     """Invariant 2, and 14 for what is unsealed."""
     candidate = replace(READABLE, state=state, enabled=enabled, exposure=exposure)
-    reason = accept(replace(DOWNLOAD, sees_private=sees_private, project=project), candidate, IDLE, NOW)
+    reason = accept(DOWNLOAD._replace(sees_private=sees_private, project=project), candidate, IDLE, NOW)
     good = state is ReplicaState.ACTIVE or (state is ReplicaState.UNSEALED and project == "acme")
     visible = exposure is Exposure.PUBLIC or sees_private
     assert (reason is None) == (good and enabled and visible)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.accept import Candidate, Reason, Request
+from broker.accept import Candidate, Reason, Request, is_offered_to_all
 from broker.model import Abilities, Exposure, Operation, ReplicaState
 from broker.paths import IDLE, Load, PathAverage
-from broker.rank import Averages, Estimate, Loads, Policy, Ranking, draw, estimate, rank, weigh
+from broker.rank import Averages, Estimate, Loads, Outlooks, Policy, Ranking, draw, estimate, order, outlook, rank, weigh
 
 NOW = 10_000.0
 GB = 10**9
@@ -23,7 +23,7 @@ POLICY = Policy()
 PLAIN = Policy(exploration=0.0)
 STORE = Candidate("s1", "eu/az1", "https", Abilities(reads=True, writes=True), observes=frozenset({"md5"}))
 DOWNLOAD = Request(Operation.DOWNLOAD, site=CLIENT, size=GB)
-UPLOAD = replace(DOWNLOAD, operation=Operation.UPLOAD)
+UPLOAD = DOWNLOAD._replace(operation=Operation.UPLOAD)
 
 
 def average(rate: float | None, *, weight: float = 10.0, success: float = 1.0, setup: float | None = 0.5, at: float = NOW) -> PathAverage:
@@ -40,9 +40,11 @@ def estimated(
     size: int = GB,
     load: Load = IDLE,
     policy: Policy = POLICY,
+    store_site: str = STORE.site,
     **changes: Any,
 ) -> Estimate:
-    return estimate(site, replace(STORE, **changes), size, averages or {}, load, policy, NOW)
+    store = replace(STORE, site=store_site, **changes)
+    return estimate(outlook(site, store, averages or {}, policy, NOW), store, size, {store.store: load}, policy)
 
 
 def ranked(
@@ -50,7 +52,7 @@ def ranked(
     policy: Policy = POLICY, seed: int | Random = 1,
 ) -> Ranking:  # fmt: skip
     rng = seed if isinstance(seed, Random) else Random(seed)
-    return rank(request, candidates, averages or {}, loads or {}, policy, NOW, rng)
+    return rank(request, candidates, Outlooks(request.site, averages or {}, policy, NOW), loads or {}, policy, NOW, rng)
 
 
 def first_draws(*candidates: Candidate, averages: Averages, policy: Policy = POLICY, request: Request = DOWNLOAD) -> Counter[str]:
@@ -80,7 +82,7 @@ def named(*names: str, **changes: Any) -> list[Candidate]:
     ],
 )
 def test_unknown_paths_have_a_prior_by_distance(site: str | None, store_site: str, rate: float, setup: float) -> None:
-    found = estimate(site, replace(STORE, site=store_site), GB, {}, IDLE, POLICY, NOW)
+    found = estimated(site=site, store_site=store_site)
     assert (found.rate, found.setup_seconds, found.basis, found.evidence) == (rate, setup, "prior", 0.0)
     assert found.seconds == pytest.approx(setup + GB / rate)
     assert found.success == POLICY.prior_success
@@ -212,7 +214,7 @@ def test_twice_the_time_is_a_quarter_as_likely() -> None:
 
 def test_preferred_is_likelier() -> None:
     averages = {(CLIENT, "good"): average(2e8), (CLIENT, "wanted"): average(1e8)}
-    request = replace(DOWNLOAD, prefer=frozenset({"wanted"}))
+    request = DOWNLOAD._replace(prefer=frozenset({"wanted"}))
     assert first_draws(*named("good", "wanted"), averages=averages)["wanted"] < 600
     assert first_draws(*named("good", "wanted"), averages=averages, request=request)["wanted"] > 1500
 
@@ -255,14 +257,14 @@ def test_the_worst_share_is_still_drawn() -> None:
 def test_destinations_by_what_they_check_and_hold(request_: dict[str, Any], candidate: dict[str, Any], reserved: int, ratio: float) -> None:
     plain = replace(STORE, store="plain", observes=frozenset({"md5", "sha256"}))
     ranking = ranked(
-        replace(STORE, **candidate), plain, request=replace(UPLOAD, **request_), loads={"s1": Load(reserved=reserved)}, policy=PLAIN
+        replace(STORE, **candidate), plain, request=UPLOAD._replace(**request_), loads={"s1": Load(reserved=reserved)}, policy=PLAIN
     )
     weights = {s.candidate.store: s.weight for s in ranking.sources}
     assert weights["s1"] / weights["plain"] == pytest.approx(ratio)
 
 
 def test_an_upload_of_unknown_size_is_estimated_with_one() -> None:
-    (only,) = ranked(STORE, request=replace(UPLOAD, size=None)).sources
+    (only,) = ranked(STORE, request=UPLOAD._replace(size=None)).sources
     assert only.estimate.seconds == pytest.approx(0.002 + (1 << 30) / 800e6)
 
 
@@ -286,7 +288,7 @@ def test_private_exclusions_are_kept_apart() -> None:
     assert [s.candidate.store for s in ranking.sources] == ["s1"]
     assert ranking.excluded == [(corrupt, Reason.CORRUPT)]
     assert ranking.hidden == [(private, Reason.PRIVATE)]
-    assert len(ranked(private, request=replace(DOWNLOAD, sees_private=True)).sources) == 1
+    assert len(ranked(private, request=DOWNLOAD._replace(sees_private=True)).sources) == 1
 
 
 def test_nothing_to_rank() -> None:
@@ -324,7 +326,7 @@ AVERAGES = st.dictionaries(
 )
 
 
-@given(CANDIDATES, AVERAGES, LOADS, st.sampled_from([DOWNLOAD, UPLOAD, replace(DOWNLOAD, avoid=frozenset("ab"))]), st.integers(0, 10**6))
+@given(CANDIDATES, AVERAGES, LOADS, st.sampled_from([DOWNLOAD, UPLOAD, DOWNLOAD._replace(avoid=frozenset("ab"))]), st.integers(0, 10**6))
 def test_every_candidate_is_ranked_or_has_a_reason(
     candidates: list[Candidate], averages: dict[tuple[str, str], PathAverage], loads: dict[str, Load], request: Request, seed: int
 ) -> None:
@@ -338,6 +340,21 @@ def test_every_candidate_is_ranked_or_has_a_reason(
         assert sum(s.weight for s in ranking.sources) == pytest.approx(1.0)
         assert all(s.weight >= 0 and s.estimate.seconds >= 0 and 0 < s.estimate.success <= 1 for s in ranking.sources)
         assert not any(s.candidate.store in request.avoid for s in ranking.sources)
+
+
+@given(CANDIDATES, AVERAGES, LOADS, st.booleans(), st.sampled_from(["", "acme"]), st.integers(0, 10**6))
+def test_what_is_offered_to_all_needs_no_acceptance(
+    candidates: list[Candidate], averages: dict[tuple[str, str], PathAverage], loads: dict[str, Load], sees: bool, project: str, seed: int
+) -> None:
+    """Candidates that nothing is against may be ordered at once, for whomever: the decision is the same."""
+    request = DOWNLOAD._replace(sees_private=sees, project=project)
+    candidates = [replace(candidate, project="acme") for candidate in candidates]
+    open_ = [candidate for candidate in candidates if is_offered_to_all(candidate)]
+    outlooks = Outlooks(CLIENT, averages, POLICY, NOW)
+    assert not request.is_choosy
+    assert Ranking(order(request, open_, outlooks, loads, POLICY, Random(seed)), [], []) == ranked(
+        *open_, request=request, averages=averages, loads=loads, seed=seed
+    )
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(0, 10**6))

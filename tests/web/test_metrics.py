@@ -19,9 +19,9 @@ def exercised() -> metrics.Metrics:
     for name in found.__slots__:
         metric = getattr(found, name)
         if isinstance(metric, metrics.Counts):
-            metric.inc(*("a" for _ in metric._metric._labelnames))
+            metric.inc(*("a" for _ in metric.labels))
         elif isinstance(metric, metrics.Times):
-            metric.observe(0.1, *("a" for _ in metric._metric._labelnames))
+            metric.observe(0.1, *("a" for _ in metric.labels))
         elif isinstance(metric, metrics.Levels):
             metric.set(1, *("a" for _ in metric._metric._labelnames))
     return found
