@@ -39,6 +39,7 @@ _TICK_SECONDS = 0.1
 _SAVE_SECONDS = 1.0
 _SAVE_BYTES = 64 << 20
 _SETTLE_SECONDS = 1.0
+_STILL_SECONDS = 1.5
 _REPAIRS = 5
 
 Value = TypeVar("Value")
@@ -232,8 +233,9 @@ class _Download:
         return next((seat for seat in self._sources.working() if seat not in self._tasks and not seat.reader.wire.stopped), None)
 
     def _start(self, seat: Seat) -> None:
+        chunk = plan.chunk_for(self._size, len(self._tasks) + 1)
         for other in self._sources.working():
-            if other is not seat and other.window is not None and (at := plan.share(self._running(other))) is not None:
+            if other is not seat and other.window is not None and (at := plan.share(self._running(other), chunk=chunk)) is not None:
                 other.window.cut(at)
         self._tasks[seat] = asyncio.create_task(self._work(seat))
 
@@ -273,17 +275,24 @@ class _Download:
         others = [other for other in self._sources.working() if other.window is not None and other is not seat]
         windows = [other.window for other in others if other.window is not None]
         free = plan.without(plan.missing(self._done, self._size), [Span(window.start, window.end) for window in windows])
-        taken = plan.take(free, [self._running(other) for other in others], seat.rate, alone=len(self._tasks) <= 1)
+        chunk = plan.chunk_for(self._size, len(self._tasks))
+        running = [self._running(other) for other in others]
+        taken = plan.take(free, running, seat.rate, alone=len(self._tasks) <= 1, chunk=chunk)
         if taken is None:
             return None
         if taken.cut is None:
             return Window(*taken.span)
-        start = windows[taken.cut].cut(taken.span.start)
-        if others[taken.cut].rate <= 0:
-            others[taken.cut].detail = "slow"
+        giver, given = others[taken.cut], windows[taken.cut]
+        start = given.cut(taken.span.start)
+        if taken.span.start == running[taken.cut].position:
+            # All that was left is taken, so its thread is not waited for; what it has written counts.
+            self._put_back(giver, given)
+            self._sources.give_up(giver, "slow", "stood still while another source could help")
         return Window(start, taken.span.end) if start < taken.span.end else None
 
     def _put_back(self, seat: Seat, window: Window) -> None:
+        if seat.window is not window:
+            return  # another source has taken over meanwhile, and this was done
         seat.window = None
         end = window.cut(window.position)
         if end > window.start:
@@ -313,7 +322,10 @@ class _Download:
 
     def _running(self, seat: Seat) -> Running:
         assert seat.window is not None
-        return Running(seat.window.position, seat.window.end, seat.rate)
+        rate = seat.rate
+        if rate == 0 and time.monotonic() - seat.window.began < _SETTLE_SECONDS:
+            rate = seat.source.estimate.rate  # it has only just been asked
+        return Running(seat.window.position, seat.window.end, rate)
 
     # --- looking after it ---
 
@@ -346,9 +358,13 @@ class _Download:
         for seat in working:
             recent = (seat.reader.received - seat.counted) / elapsed
             seat.counted = seat.reader.received
+            if seat.window is None:
+                continue  # what it can do is not known better by its being idle
+            if recent > 0:
+                seat.heard_at = now
             fresh = min(1.0, elapsed)
             seat.rate = recent if seat.rate == 0 else seat.rate * (1 - fresh) + recent * fresh
-            if seat.rate < 1:
+            if now - max(seat.heard_at, seat.window.began) >= _STILL_SECONDS:
                 seat.rate = 0.0
 
     def _balance(self, working: list[Seat], held: int, now: float) -> None:

@@ -29,6 +29,7 @@ class Window:
         self.start = start
         self.position = start
         self.end = end
+        self.began = time.monotonic()
         self._lock = threading.Lock()
 
     def write(self, file: int, data: memoryview) -> bool:
@@ -66,16 +67,25 @@ class Reader:
         self.size = size
         self.wire = Wire(stall_seconds)
         self.received = 0
-        self.seconds = 0.0
+        self._seconds = 0.0
+        self._began: float | None = None
         self.setup_seconds: float | None = None
         self.ignores_ranges = False
         self._buffer = memoryview(bytearray(BLOCK))
 
+    @property
+    def seconds(self) -> float:
+        """Time spent in requests, the one under way included."""
+        began = self._began
+        return self._seconds + (time.monotonic() - began if began is not None else 0.0)
+
     def fetch(self, url: str, headers: Mapping[str, str], window: Window, file: int) -> None:
         """Fetch `window` into `file`. Raises `StoreTrouble`, or `LocalTrouble` for the disk; what was written until then stays."""
-        began = time.monotonic()
+        began = self._began = time.monotonic()
         try:
             response = self._request(url, headers, window, began)
+            if response is None:
+                return
             skip = self._check(response, window)
             self._copy(response, window, file, skip)
         except (StoreTrouble, LocalTrouble):
@@ -85,17 +95,22 @@ class Reader:
             # http.client raises the last two when another thread has broken the connection beneath it.
             raise self.wire.broken(error) from None
         finally:
-            self.seconds += time.monotonic() - began
+            self._seconds += time.monotonic() - began
+            self._began = None
 
-    def _request(self, url: str, headers: Mapping[str, str], window: Window, began: float) -> http.client.HTTPResponse:
+    def _request(self, url: str, headers: Mapping[str, str], window: Window, began: float) -> http.client.HTTPResponse | None:
+        """The answer, its header read; ``None`` when another source has taken the whole window meanwhile."""
         while True:
+            start, end = window.position, window.end
+            if start >= end:
+                return None
             connection, target, kept = self.wire.open(url)
             try:
                 connection.putrequest("GET", target, skip_accept_encoding=True)
                 for name, value in headers.items():
                     if name.lower() not in ("host", "range"):
                         connection.putheader(name, value)
-                connection.putheader("Range", f"bytes={window.position}-{window.end - 1}")
+                connection.putheader("Range", f"bytes={start}-{end - 1}")
                 connection.endheaders()
                 response = connection.getresponse()
             except (OSError, http.client.HTTPException) as error:

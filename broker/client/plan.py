@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 CHUNK = 32 << 20
-"""Bytes that a source takes at a time when several work on one blob."""
+"""Bytes that a source takes at a time, at most, when several work on one blob."""
+
+LEAST_CHUNK = 4 << 20
+"""…and at least: each chunk costs a request."""
 
 LEAST = 1 << 20
 """A range smaller than this is not divided."""
@@ -99,6 +102,11 @@ class Take(NamedTuple):
 
     span: Span
     cut: int | None = None
+
+
+def chunk_for(size: int, sources: int) -> int:
+    """How many bytes of a blob a source takes at a time: a few turns for each of them."""
+    return min(CHUNK, max(LEAST_CHUNK, size // (4 * max(1, sources))))
 
 
 def take(free: Spans, running: Sequence[Running], rate: float, *, alone: bool, chunk: int = CHUNK) -> Take | None:

@@ -77,6 +77,7 @@ class Seat:
     rate: float = 0.0
     since: float = field(default_factory=time.monotonic)
     counted: int = 0
+    heard_at: float = 0.0
     renewed_at: float = field(default_factory=time.monotonic)
     retries: int = 0
     signed_again: bool = False

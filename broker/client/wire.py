@@ -58,6 +58,7 @@ class Wire:
         self.stopped = False
         self._connection: http.client.HTTPConnection | None = None
         self._origin: tuple[str, str] | None = None
+        self._socket: socket.socket | None = None
 
     def open(self, url: str) -> tuple[http.client.HTTPConnection, str, bool]:
         """A connection to the URL's host, the request target, and whether the connection is a kept one."""
@@ -66,8 +67,7 @@ class Wire:
             raise StoreTrouble(Why.WRONG, "the URL is no http(s) URL")
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         origin = (parts.scheme, parts.netloc)
-        if self.stopped:
-            raise StoreTrouble(Why.STOPPED, "stopped")
+        self._require_running()
         if self._connection is not None and self._origin == origin:
             return self._connection, target, True
         self.close()
@@ -83,11 +83,18 @@ class Wire:
         except OSError as error:
             raise StoreTrouble(Why.BROKEN, f"cannot connect: {describe(error)}") from None
         connection.sock.settimeout(self.stall_seconds)
-        self._connection, self._origin = connection, origin
+        # http.client forgets its socket when the answer says that the connection ends with it; `interrupt` needs it still.
+        self._connection, self._origin, self._socket = connection, origin, connection.sock
+        self._require_running()
         return connection, target, False
 
+    def _require_running(self) -> None:
+        if self.stopped:
+            self.close()
+            raise StoreTrouble(Why.STOPPED, "stopped")
+
     def close(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._socket = self._connection, None, None
         if connection is not None:
             connection.close()
 
@@ -98,7 +105,7 @@ class Wire:
 
     def interrupt(self) -> None:
         """Break the connection, so that a thread that waits for it wakes up."""
-        sock = getattr(self._connection, "sock", None)
+        sock = self._socket
         if sock is not None:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)

@@ -117,7 +117,7 @@ async def test_a_hanging_source_among_several_is_not_waited_for(tmp_path: Path) 
     async with serving(_broker(FakeStore("hang", "hang", after=MEBIBYTE), FakeStore("good"))) as fake:
         await _get(fake, tmp_path / "image", parallel=2, stall=600)
     assert (tmp_path / "image").read_bytes() == CONTENT
-    assert fake.outcomes() == {"hang": "slow", "good": "ok"}
+    assert fake.outcomes() == {"hang": "slow", "good": "ok"}, fake.reports
 
 
 async def test_an_expired_url_is_signed_again(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from broker.client.plan import (
     CHUNK,
     LEAST,
+    LEAST_CHUNK,
     Running,
     Span,
     Spans,
     Take,
+    chunk_for,
     covered,
     missing,
     prefix,
@@ -101,6 +103,14 @@ def test_what_is_taken_over_belongs_to_the_one_that_gives(sizes: list[tuple[int,
         assert taken.cut is not None
         giver = running[taken.cut]
         assert giver.position <= taken.span.start < taken.span.end == giver.end
+
+
+@pytest.mark.parametrize(
+    ("size", "sources", "expected"),
+    [(1 << 40, 2, CHUNK), (10, 2, LEAST_CHUNK), (64 * MEBIBYTE, 2, 8 * MEBIBYTE), (64 * MEBIBYTE, 0, 16 * MEBIBYTE)],
+)
+def test_chunks_give_each_source_a_few_turns(size: int, sources: int, expected: int) -> None:
+    assert chunk_for(size, sources) == expected
 
 
 def test_a_newcomer_gets_what_is_far_ahead() -> None:
