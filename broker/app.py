@@ -96,7 +96,7 @@ async def running(
         memory = Memory(pool, open_store, counted, time.time, hot_bytes=settings.hot_bytes, on_key_change=take_over_keys)
         await memory.start()
         stack.push_async_callback(memory.close)
-        grants, reports = await _coalescers(stack, pool, policy)
+        grants, reports = await _coalescers(stack, pool, policy, counted)
         context = Context(
             db=pool, grants=grants, reports=reports, memory=memory, keys=keyring, policy=policy, metrics=counted, clock=time.time,
             rng=Random(), probe=try_store,
@@ -202,14 +202,16 @@ async def _open_pool(stack: AsyncExitStack, settings: Settings, url: str) -> asy
     return pool
 
 
-async def _coalescers(stack: AsyncExitStack, pool: asyncpg.Pool[asyncpg.Record], policy: Policy) -> tuple[Any, Any]:
+async def _coalescers(
+    stack: AsyncExitStack, pool: asyncpg.Pool[asyncpg.Record], policy: Policy, counted: metrics.Metrics
+) -> tuple[Any, Any]:
     half_life = policy.paths.half_life_seconds
 
     async def report(connection: Any, rows: Any) -> list[bool]:
         return await paths.report(connection, rows, half_life)
 
-    grants: Coalescer[Any, Any] = Coalescer(pool, leases.grant)
-    reports: Coalescer[Any, Any] = Coalescer(pool, report)
+    grants: Coalescer[Any, Any] = Coalescer(pool, leases.grant, "grant", counted)
+    reports: Coalescer[Any, Any] = Coalescer(pool, report, "report", counted)
     stack.push_async_callback(grants.close)
     stack.push_async_callback(reports.close)
     return grants, reports

@@ -15,6 +15,7 @@ import asyncpg
 
 from broker import errors
 from broker.catalog.connect import is_transient, reachable
+from broker.metrics import Metrics
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,11 +25,18 @@ Work = Callable[[Any, Sequence[Item]], Awaitable[Sequence[Result]]]
 
 
 class Coalescer(Generic[Item, Result]):
-    """Runs `work` for batches of up to `most` items, one batch at a time, on a connection of its own from `pool`."""
+    """Runs `work` for batches of up to `most` items, one batch at a time, on a connection of its own from `pool`.
 
-    def __init__(self, pool: asyncpg.Pool[asyncpg.Record], work: Work[Item, Result], most: int = 1000) -> None:
+    `metrics` learn under `name` how long batches take and how many items share one.
+    """
+
+    def __init__(
+        self, pool: asyncpg.Pool[asyncpg.Record], work: Work[Item, Result], name: str, metrics: Metrics, *, most: int = 1000
+    ) -> None:
         self._pool = pool
         self._work = work
+        self._name = name
+        self._metrics = metrics
         self._most = most
         self._waiting: list[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]] = []
         self._runner: asyncio.Task[None] | None = None
@@ -72,8 +80,9 @@ class Coalescer(Generic[Item, Result]):
 
     async def _run_batch(self, batch: list[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]]) -> None:
         flat = batch[0][0] if len(batch) == 1 else [item for items, _ in batch for item in items]
+        self._metrics.coalesced.observe(len(flat), self._name)
         try:
-            with reachable():
+            with reachable(), self._metrics.database_seconds.time(self._name):
                 results = await self._work(await self._connected(), flat)
         except Exception as error:
             if is_transient(error) or isinstance(error, errors.Unavailable):

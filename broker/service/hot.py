@@ -68,8 +68,8 @@ class Hot:
         self._kept: OrderedDict[str, HotBlob | HotImage] = OrderedDict()
         self._held = 0
         self._loading: dict[str, bool] = {}  # subject under look-up → changed meanwhile
-        self._cold_blobs: Coalescer[str, BlobView | None] = Coalescer(pool, views.blobs)
-        self._cold_images: Coalescer[str, Image | None] = Coalescer(pool, views.images)
+        self._cold_blobs: Coalescer[str, BlobView | None] = Coalescer(pool, views.blobs, "blobs", metrics)
+        self._cold_images: Coalescer[str, Image | None] = Coalescer(pool, views.images, "images", metrics)
 
     async def close(self) -> None:
         """Give the connections back."""

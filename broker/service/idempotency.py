@@ -21,14 +21,12 @@ class Claim(NamedTuple):
     repeated: bool = False
 
 
-async def claim(context: Context, client: Client, key: str | None, operation: str, request: Mapping[str, Any]) -> Claim:
+async def claim(context: Context, client: Client, key: str, operation: str, request: Mapping[str, Any]) -> Claim:
     """Claim the id for `request` to `operation` (with whatever its path named among `request`'s entries).
 
-    Keys belong to principals; without a key every request is a new one. Raises `IdempotencyMismatch` and `Unavailable`.
+    Keys belong to principals. Raises `IdempotencyMismatch` and `Unavailable`.
     """
     fresh = new_id(context.clock())
-    if key is None:
-        return Claim(fresh)
     principal = client.principal
     owner = orjson.dumps([principal.project, principal.subject]).decode()
     fingerprint = hashlib.sha256(orjson.dumps([operation, request], option=orjson.OPT_SORT_KEYS)).digest()

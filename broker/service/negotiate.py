@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -267,13 +268,18 @@ def _answer(context: Context, plan: Plan, now: float) -> dict[str, Any] | errors
     sources: list[dict[str, Any]] = []
     for state, indexes in (("active", admitted.active), ("standby", admitted.standby)):
         for index in indexes:
-            place = places.Place.of(*ranking.sources[index], state)
-            signed = places.sign_read(context, place, plan.expires_at, now)
+            candidate, estimate, weight = ranking.sources[index]
+            began = perf_counter()
+            signed = places.sign_read(context, candidate, plan.expires_at, now)
+            if not sources:  # one of each answer tells enough
+                context.metrics.signing_seconds.observe(perf_counter() - began, candidate.kind)
             if signed is None:
-                ranking.excluded.append(rank.Exclusion(ranking.sources[index].candidate, accept.Reason.UNSIGNABLE))
+                ranking.excluded.append(rank.Exclusion(candidate, accept.Reason.UNSIGNABLE))
+                context.metrics.exclusion(accept.Reason.UNSIGNABLE)
                 continue
-            sources.append(places.render(place, len(sources) + 1, signed))
+            sources.append(places.show(candidate, estimate, weight, state, len(sources) + 1, signed))
     if not sources:
+        context.metrics.ticket("download", "no-source")
         return errors.NoSource("No URL can be signed for any replica.", extra={"excluded": asked.excluded(ranking)})
     context.metrics.ticket("download", "granted", sources[0]["store"])
     return asked.render_download(

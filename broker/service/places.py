@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from time import perf_counter
 from typing import Any, NamedTuple
 
 from broker import errors
@@ -34,14 +33,6 @@ class Place(NamedTuple):
     success: float
     basis: str
     weight: float
-
-    @classmethod
-    def of(cls, candidate: Candidate, estimate: Estimate, weight: float, state: str) -> Place:
-        """The place that a ranked candidate is."""
-        return cls(
-            candidate.store, candidate.site, candidate.kind, candidate.key, state, estimate.seconds, estimate.rate,
-            estimate.setup_seconds, estimate.success, estimate.basis, weight,
-        )  # fmt: skip
 
 
 class Recorded(NamedTuple):
@@ -81,42 +72,46 @@ def recorded(row: Sequence[Sequence[Any]]) -> list[Recorded]:
     return [Recorded(*entry) for entry in row]
 
 
-def sign_read(context: Context, place: Place, expires_at: float, now: float) -> Handle | None:
+def sign_read(context: Context, place: Place | Candidate, expires_at: float, now: float) -> Handle | None:
     """A handle that reads the place, at most until `expires_at`; ``None`` when the store's credential is missing or has ended."""
-    policy, began = context.policy, perf_counter()
-    ends_at = min(expires_at, now + policy.url_ttl_seconds)
+    policy = context.policy
+    ends_at = now + policy.url_ttl_seconds
+    if ends_at > expires_at:
+        ends_at = expires_at
     try:
         if policy.share_bucket_seconds and place.kind == "http":
             return context.memory.shared_handle(place.store, place.key, ends_at, now, policy.share_bucket_seconds)
         handle = context.memory.driver(place.store).sign_get(place.key, ends_at, now)
     except errors.StoreUnavailable:
         return None
-    context.metrics.signing_seconds.observe(perf_counter() - began, place.kind)
     return handle if handle.expires_at > now else None
 
 
 def render(place: Place, rank: int, handle: Handle | None) -> dict[str, Any]:
     """The place as JSON, with its URL where there is one."""
-    shown: dict[str, Any] = {
+    return show(place, place, place.weight, place.state, rank, handle)
+
+
+def show(at: Place | Candidate, told: Place | Estimate, weight: float, state: str, rank: int, handle: Handle | None) -> dict[str, Any]:
+    """The place `at` with the numbers `told` of it, as JSON; with its URL where there is one."""
+    shown = {
         "rank": rank,
-        "store": place.store,
-        "site": place.site,
-        "kind": place.kind,
-        "state": place.state,
+        "store": at.store,
+        "site": at.site,
+        "kind": at.kind,
+        "state": state,
+        "estimate": {
+            "seconds": told.seconds,
+            "rate": told.rate,
+            "setup_seconds": told.setup_seconds,
+            "success": told.success,
+            "basis": told.basis,
+        },
+        "weight": weight,
     }
     if handle is not None:
-        shown["method"] = handle.method
-        shown["url"] = handle.url
-        shown["headers"] = handle.headers
-        shown["expires_at"] = instant(handle.expires_at)
-    shown["estimate"] = {
-        "seconds": place.seconds,
-        "rate": place.rate,
-        "setup_seconds": place.setup_seconds,
-        "success": place.success,
-        "basis": place.basis,
-    }
-    shown["weight"] = place.weight
+        shown["method"], shown["url"], shown["headers"], ends_at = handle
+        shown["expires_at"] = instant(ends_at)
     return shown
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from broker.errors import Conflict, Invalid, PreconditionFailed, PreconditionRequired, Unauthenticated
-from broker.model import Client
+from broker.model import Client, new_id
 from broker.service import idempotency
 from broker.service.context import Context
 from broker.service.idempotency import Claim
@@ -49,8 +49,9 @@ class Call:
     async def claim(self) -> Claim:
         """The id for what this request makes, the same for every retry with its Idempotency-Key. Raises `IdempotencyMismatch`."""
         key = self.headers.get("Idempotency-Key")
-        request = {} if key is None else {"path": self.path, "body": self.body}
-        return await idempotency.claim(self.context, self.client, key, self.operation, request)
+        if key is None:  # every request is a new one
+            return Claim(new_id(self.context.clock()))
+        return await idempotency.claim(self.context, self.client, key, self.operation, {"path": self.path, "body": self.body})
 
     async def create(self, verb: Callable[[Claim], Awaitable[Versioned]]) -> Versioned:
         """What `verb` makes, once: of the same request sent twice at once, the slower one is shown what the other made."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from broker import errors
+from broker import errors, metrics
 from broker.catalog.coalesce import Coalescer
 
 
@@ -19,7 +19,7 @@ async def test_callers_of_one_turn_share_a_statement(pool: Any) -> None:
         batches.append(list(items))
         return [await connection.fetchval("SELECT $1::int * 2", item) for item in items]
 
-    double = Coalescer(pool, work)
+    double = Coalescer(pool, work, "work", metrics.create())
     answers = await asyncio.gather(*(double([n, n + 100]) for n in range(10)))
     assert [list(answer) for answer in answers] == [[2 * n, 2 * n + 200] for n in range(10)]
     assert len(batches) == 1
@@ -34,7 +34,7 @@ async def test_what_comes_meanwhile_waits_for_the_next_batch_and_batches_are_bou
         await connection.execute("SELECT pg_sleep(0.01)")
         return items
 
-    same = Coalescer(pool, work, most=4)
+    same = Coalescer(pool, work, "work", metrics.create(), most=4)
     first = asyncio.create_task(same([0]))
     await asyncio.sleep(0.005)
     rest = [asyncio.create_task(same([n])) for n in range(1, 10)]
@@ -47,7 +47,7 @@ async def test_a_batch_larger_than_the_bound_still_runs(pool: Any) -> None:
     async def work(_: Any, items: Sequence[int]) -> Sequence[int]:
         return items
 
-    same = Coalescer(pool, work, most=2)
+    same = Coalescer(pool, work, "work", metrics.create(), most=2)
     assert list(await same([1, 2, 3])) == [1, 2, 3]
     await same.close()
 
@@ -61,7 +61,7 @@ async def test_errors_reach_the_callers_and_the_connection_recovers(pool: Any) -
             raise ValueError("wrong")
         return items
 
-    run = Coalescer(pool, work)
+    run = Coalescer(pool, work, "work", metrics.create())
     with pytest.raises(ValueError, match="wrong"):
         await run(["wrong"])
     with pytest.raises(errors.Unavailable):
@@ -75,7 +75,7 @@ async def test_a_cancelled_caller_disturbs_nobody(pool: Any) -> None:
         await connection.execute("SELECT pg_sleep(0.02)")
         return items
 
-    run = Coalescer(pool, work)
+    run = Coalescer(pool, work, "work", metrics.create())
     one, two = asyncio.create_task(run([1])), asyncio.create_task(run([2]))
     await asyncio.sleep(0.005)
     one.cancel()

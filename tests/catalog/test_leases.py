@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from broker import metrics
 from broker.catalog import connect, leases, tickets
 from broker.catalog.coalesce import Coalescer
 from broker.catalog.leases import GrantRequest, TicketRow, Want
@@ -128,7 +129,7 @@ async def test_a_storm_of_four_brokers_stays_within_the_slots(any_pool: Any) -> 
     """Grants, releases, sweeps and expiries at once, over several coalescers; an observer reads the leases all the while."""
     stores = [await rows.store(any_pool, f"s{n}", read=n + 1) for n in range(4)]
     limits = {store: n + 1 for n, store in enumerate(stores)}
-    brokers = [Coalescer(any_pool, leases.grant) for _ in range(4)]
+    brokers = [Coalescer(any_pool, leases.grant, "grant", metrics.create()) for _ in range(4)]
     rng = random.Random(7)
     done = asyncio.Event()
     seen: list[str] = []

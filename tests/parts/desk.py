@@ -159,8 +159,8 @@ class Desk:
         await memory.reload_stores()
         context = Context(
             db=self.pool,
-            grants=Coalescer(self.pool, leases.grant),
-            reports=Coalescer(self.pool, partial(path_records.report, half_life_seconds=600.0)),
+            grants=Coalescer(self.pool, leases.grant, "grant", counts),
+            reports=Coalescer(self.pool, partial(path_records.report, half_life_seconds=600.0), "report", counts),
             memory=memory,
             keys=None,  # type: ignore[arg-type]
             policy=Policy(**policy),
