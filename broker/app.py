@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 import asyncpg
+import stamina
 import structlog
 from aiohttp import web
 
@@ -39,6 +40,9 @@ from broker.web.routes import Api, ApiServer, Router
 
 STOP_SECONDS = 5.0
 """Requests under way have so long to end when the broker is stopped."""
+
+START_SECONDS = 10.0
+"""A database that does not answer is waited for so long at the start."""
 
 CREDENTIALS_SECONDS = 2.0
 """How often credentials are looked at for changes."""
@@ -118,9 +122,11 @@ async def running(
 def build_policy(numbers: config.PolicyNumbers) -> Policy:
     """The policy with what the settings say of it. Raises `ConfigError` for a name that there is not."""
     default = Policy()
+    ranking = _with_numbers(default.rank, numbers.ranking, "policy.ranking")
     return replace(
         _with_numbers(default, numbers.uploads, "policy.uploads"),
-        rank=_with_numbers(default.rank, numbers.ranking, "policy.ranking"),
+        rank=ranking,
+        paths=replace(default.paths, half_life_seconds=ranking.half_life_seconds),
         admit=_with_numbers(default.admit, numbers.admission, "policy.admission"),
     )
 
@@ -176,9 +182,16 @@ def _with_numbers(policy: _Numbers, numbers: config.Numbers, section: str) -> _N
     return replace(policy, **changed)
 
 
+async def _first_connection(url: str) -> Any:
+    """The first connection. An embedded PostgreSQL that another process began ends with that one and starts again here: wait for it."""
+    async for attempt in stamina.retry_context(on=errors.Unavailable, attempts=None, timeout=START_SECONDS, wait_max=1.0):
+        with attempt:
+            return await connect.connect_one(url)
+
+
 async def prepare_schema(settings: Settings, url: str) -> None:
     """Bring the schema up to date where the settings want that, and refuse one that this broker cannot serve."""
-    connection = await connect.connect_one(url)
+    connection = await _first_connection(url)
     try:
         if settings.database.migrate == "auto":
             for step in await migrations.migrate(connection):

@@ -36,6 +36,7 @@ class KeySource:
         self._keep_seconds = keep_seconds
         self._keys: Keys = MappingProxyType({})
         self._read_at = float("-inf")
+        self._missed = False
         self._tried_at = float("-inf")
         self._reading = asyncio.Lock()
 
@@ -70,9 +71,13 @@ class KeySource:
         try:
             text = await self._fetch() if self._location.startswith(("http://", "https://")) else await asyncio.to_thread(self._load)
             self._keys = keys_of(orjson.loads(text))
-            self._read_at = self._tried_at
+            if self._missed:
+                _log.warning("keys read again")
+            self._read_at, self._missed = self._tried_at, False
         except (OSError, ValueError, aiohttp.ClientError, TimeoutError) as error:
-            _log.warning("keys not read (%s); going on with %d known", type(error).__name__, len(self._keys))
+            if not self._missed:  # once, not at every try
+                _log.warning("keys not read (%s); going on with %d known", type(error).__name__, len(self._keys))
+            self._missed = True
 
     def _load(self) -> bytes:
         with Path(self._location).open("rb") as file:
