@@ -12,7 +12,7 @@ Rules
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -130,8 +130,12 @@ def verdict(declaration: Declaration, observation: Observation, policy: VerifyPo
     return Unproven(_why_unproven(declaration, observation))
 
 
-def reverify(blob: Blob, observation: Observation | None, policy: VerifyPolicy) -> Recheck:
-    """What a look at a replica of a known blob means for it (invariant 5); also for an existing object that is being registered."""
+def reverify(blob: Blob, observation: Observation | None, policy: VerifyPolicy, told_before: Collection[str] = ()) -> Recheck:
+    """What a look at a replica of a known blob means for it (invariant 5); also for an existing object that is being registered.
+
+    `told_before`: algorithms of digests that the store told of this object once, and tells of others still. A store that has
+    forgotten them all says that the object is not the one it knew (a file server whose file was changed behind its back).
+    """
     if observation is None:
         return Recheck(ReplicaState.MISSING, Unproven("the object is not at the store"))
     result = verdict(Declaration(size=blob.size, digests=blob.digests, pieces=blob.pieces), observation, policy)
@@ -139,7 +143,8 @@ def reverify(blob: Blob, observation: Observation | None, policy: VerifyPolicy) 
         return Recheck(ReplicaState.ACTIVE, result)
     if isinstance(result, Mismatched):
         return Recheck(ReplicaState.CORRUPT, result)
-    return Recheck(None, result)
+    forgotten = told_before and not set(told_before) & set(observation.digests)
+    return Recheck(ReplicaState.CORRUPT if forgotten else None, result)
 
 
 def combined(start: Declaration, commit: Declaration) -> Declaration | Mismatched:

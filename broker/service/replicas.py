@@ -243,7 +243,10 @@ async def _look_again(context: Context, record: ReplicaRecord) -> tuple[ReplicaS
     blob = await blobs.get(context.db, replica.blob_id)
     if blob is None or blob.state is not BlobState.ACTIVE:
         raise errors.Conflict("Its blob is not active.", field="state")
-    recheck = verify.reverify(blob, await context.memory.driver(replica.store).stat(replica.key), context.policy.verify)
+    observation = await context.memory.driver(replica.store).stat(replica.key)
+    store = context.memory.store(replica.store)
+    told_before = set((replica.observed_strength or "").split(",")) & set(store.abilities.observes if store else ())
+    recheck = verify.reverify(blob, observation, context.policy.verify, told_before)
     if recheck.state is None:
         assert isinstance(recheck.verdict, verify.Unproven)
         raise errors.Unverifiable(f"{recheck.verdict.reason}. Nothing was changed.")
@@ -304,7 +307,7 @@ def _render(client: Client, record: ReplicaRecord) -> dict[str, Any]:
 async def look_again(context: Context, id: UUID) -> None:
     """Look at the store because somebody said that the bytes are wrong; what is seen decides (invariant 5).
 
-    A store that cannot be reached or proves nothing leaves the replica as it is.
+    A store that cannot be reached or proves nothing leaves the replica as it is. Of many who look at once, one decides.
     """
     record = await replicas.get(context.db, id)
     if record is None:
@@ -316,10 +319,13 @@ async def look_again(context: Context, id: UUID) -> None:
     replica = record.replica
     if state is replica.state:
         return
-    async with transaction(context.db) as connection:
-        await blobs.lock(connection, [replica.blob_id])
-        observed = (_OBSERVER, strength or replica.observed_strength)
-        await replicas.change(
-            connection, id, replica.version, purpose=replica.purpose, deletable=replica.deletable, state=state, observed=observed
-        )
+    try:
+        async with transaction(context.db) as connection:
+            await blobs.lock(connection, [replica.blob_id])
+            observed = (_OBSERVER, strength or replica.observed_strength)
+            await replicas.change(
+                connection, id, replica.version, purpose=replica.purpose, deletable=replica.deletable, state=state, observed=observed
+            )
+    except (errors.PreconditionFailed, errors.NotFound):
+        pass  # it was changed since it was read
     context.memory.forget("blob", str(replica.blob_id))

@@ -103,11 +103,14 @@ async def delete_store(context: Context, client: Client, name: str, version: int
 
 async def probe_store(context: Context, client: Client, name: str) -> Versioned:
     """Look again at what a store enforces. Raises `Forbidden`, `NotFound`, `StoreUnavailable`, `Invalid` (its credential), and
-    `PreconditionFailed` when the store was changed meanwhile."""
+    `Conflict` when the store was changed meanwhile."""
     require_admin(client)
     store = (await _at_version(context, name, None)).store
     probed = await context.probe(store)
-    record = await stores.record_probe(context.db, replace(store, abilities=probed.abilities), _steps(probed))
+    try:
+        record = await stores.record_probe(context.db, replace(store, abilities=probed.abilities), _steps(probed))
+    except errors.PreconditionFailed:
+        raise errors.Conflict("The store was changed while it was looked at; probe it again.", retry_after=1.0) from None
     await reload(context)
     return Versioned(_render(client, record), record.store.version)
 

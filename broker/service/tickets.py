@@ -204,7 +204,8 @@ async def _render(context: Context, client: Client, record: TicketRecord) -> dic
             sources.append(places.render(place, len(sources) + 1, handle))
     if not sources:
         raise errors.NoSource("None of the ticket's places can be offered any more.", extra={"excluded": out})
-    return asked.render_download(record.id, record.state, hot.summary, record.image_id, None, record.expires_at, sources, out)
+    format = next((image.format for image in hot.view.images if image.id == record.image_id), None)
+    return asked.render_download(record.id, record.state, hot.summary, record.image_id, format, record.expires_at, sources, out)
 
 
 async def _readable(context: Context, client: Client, record: TicketRecord) -> HotBlob:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import botocore.session  # type: ignore[import-untyped]
 import orjson
 import pytest
 from yarl import URL
@@ -209,6 +210,13 @@ async def put(api: Api, session: aiohttp.ClientSession, content: bytes, *stores:
         done = ok(await api.post(f"/v1/tickets/{ticket['id']}/commit", said(content)))
         first = first or done
     return first
+
+
+def s3_client(part: S3Part) -> Any:
+    """Somebody with the bucket's own keys: who works behind the broker's back."""
+    return botocore.session.get_session().create_client(
+        "s3", endpoint_url=part.endpoint, region_name=part.region, aws_access_key_id=part.access_key, aws_secret_access_key=part.secret_key
+    )
 
 
 def ok(reply: Reply, status: int = 200) -> Any:

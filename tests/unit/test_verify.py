@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -231,6 +232,21 @@ def test_reverify(blob: Blob, observation: Observation | None, state: ReplicaSta
     recheck = reverify(blob, observation, POLICY)
     assert recheck.state is state
     assert isinstance(recheck.verdict, Accepted) == (state is ReplicaState.ACTIVE)
+
+
+@pytest.mark.parametrize(
+    ("told_before", "told", "state"),
+    [
+        ({"sha256", "md5"}, (), ReplicaState.CORRUPT),
+        ({"sha256", "md5"}, ("md5",), ReplicaState.ACTIVE),
+        ({"sha256"}, ("sha1",), ReplicaState.CORRUPT),
+        ((), (), None),
+    ],
+)
+def test_a_store_that_forgot_the_digests_it_told_has_another_object(
+    told_before: Collection[str], told: tuple[str, ...], state: ReplicaState | None
+) -> None:
+    assert reverify(BLOB, seen(*told), POLICY, told_before).state is state
 
 
 START = Declaration(SIZE, digests("sha256"))

@@ -17,10 +17,16 @@ async def create_ticket(call: Call) -> Answer:
     claim = await call.claim()
     ticket = await tickets.show_again(call.context, call.client, claim.id) if claim.repeated else None
     if ticket is None:
-        if call.body["operation"] == "download":
-            ticket = await negotiate.download(call.context, call.client, call.body, claim.id)
-        else:
-            ticket = await upload.upload(call.context, call.client, call.body, claim.id)
+        try:
+            if call.body["operation"] == "download":
+                ticket = await negotiate.download(call.context, call.client, call.body, claim.id)
+            else:
+                ticket = await upload.upload(call.context, call.client, call.body, claim.id)
+        except errors.Busy:
+            # Of the same request sent twice at once, the slower one gets no lease, but the other one's ticket.
+            ticket = await tickets.show_again(call.context, call.client, claim.id) if "Idempotency-Key" in call.headers else None
+            if ticket is None:
+                raise
     return Answer(201, ticket, {"Location": f"/v1/tickets/{ticket['id']}"})
 
 
