@@ -9,9 +9,13 @@ from typing import Any
 import orjson
 
 from broker.errors import BrokerError, MethodNotAllowed, NotFound, Unauthenticated, problem_types
+from broker.log import scrub
 
 CONTENT_TYPE = "application/problem+json"
 REALM = "transfer-broker"
+
+_REPEATING = ("detail", "field", "expected")
+"""What of a problem may repeat words of the request."""
 
 
 def render(error: BrokerError, *, token_given: bool = False) -> tuple[int, bytes, dict[str, str]]:
@@ -25,7 +29,12 @@ def render(error: BrokerError, *, token_given: bool = False) -> tuple[int, bytes
         headers["Retry-After"] = "1"
     if isinstance(error, MethodNotAllowed) and error.expected is not None:
         headers["Allow"] = error.expected
-    return error.status, orjson.dumps(error.problem()), headers
+    return error.status, orjson.dumps(_scrubbed(error.problem())), headers
+
+
+def _scrubbed(body: dict[str, Any]) -> dict[str, Any]:
+    """The problem without secrets that a request brought where none belong, such as a token for the name of a field (invariant 13)."""
+    return body | {name: scrub(body[name]) for name in _REPEATING if name in body}
 
 
 def describe(name: str) -> dict[str, Any]:

@@ -62,6 +62,18 @@ class Postgres:
         """Remove the database of `url`, whoever is connected to it."""
         self._run(self._execute(f"drop database {url.partition('?')[0].rpartition('/')[2]} with (force)"))
 
+    @property
+    def pid(self) -> int:
+        """The server's process; when it is killed, another one takes its place."""
+        pid = self._server.pid
+        assert pid is not None
+        return pid
+
+    def end_connections(self, url: str) -> None:
+        """End every connection to the database of `url`, as a restart of the server would."""
+        name = url.partition("?")[0].rpartition("/")[2]
+        self._run(self._execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"))
+
     async def _prepare(self) -> None:
         await self._execute(f"create database {_TEMPLATE}")
         connection = await connect.connect_one(self._server.url(_TEMPLATE))
