@@ -189,6 +189,9 @@ async def test_the_same_request_again_is_the_same_thing(name: str, scene: Scene)
         assert reply.status == first.status, reply.body
         assert lasting(reply.body) == lasting(first.body)
     assert await scene.counts() == counts
+    if path.endswith("/refresh"):
+        elsewhere = await apis[1].post(f"/v1/tickets/{await _ticket(scene)}/refresh", Idempotency_Key=key)
+        assert (elsewhere.status, elsewhere.body["type"]) == (422, "/problems/idempotency-mismatch")
     if other is not None:
         changed = await apis[1].post(path, other, Idempotency_Key=key)
         assert (changed.status, changed.body["type"]) == (422, "/problems/idempotency-mismatch")

@@ -47,6 +47,7 @@ async def release_ticket(call: Call) -> Answer:
 
 
 async def refresh_ticket(call: Call) -> Answer:
+    await call.claim()
     return Answer(200, await tickets.refresh_ticket(call.context, call.client, call.id("ticket")))
 
 
