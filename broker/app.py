@@ -32,7 +32,7 @@ from broker.model import Store
 from broker.service import jobs, keys
 from broker.service.context import Context, Policy
 from broker.service.memory import Memory
-from broker.stores import base, probe, registry
+from broker.stores import base, exchange, probe, registry
 from broker.web.auth import Authenticator
 from broker.web.client import ClientFinder
 from broker.web.handlers import HANDLERS
@@ -80,7 +80,7 @@ async def running(
         keyring = await keys.load(
             pool, passphrase(settings.keys.passphrase_file), time.time(), settings.http.public_url, settings.keys.algorithm
         )
-        session = await stack.enter_async_context(_session())
+        session = await stack.enter_async_context(_session(counted))
         known = credentials or Credentials(settings.credentials_dir)
         authenticator = Authenticator(settings.auth, settings.http.public_url, keyring.jwks, session, counted)
 
@@ -230,9 +230,14 @@ async def _coalescers(
     return grants, reports
 
 
-def _session() -> aiohttp.ClientSession:
+def _session(counted: metrics.Metrics) -> aiohttp.ClientSession:
     """For stores and issuers. No cookies, no proxies of the environment: the broker talks to registered endpoints only (invariant 9)."""
-    return aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, connector=aiohttp.TCPConnector(limit=200))
+    return aiohttp.ClientSession(
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        connector=aiohttp.TCPConnector(limit=200),
+        trace_configs=[exchange.tracing(counted)],
+    )
 
 
 async def _watch_credentials(credentials: Credentials, memory: Memory) -> None:

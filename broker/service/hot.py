@@ -172,5 +172,3 @@ def _candidates(view: BlobView, stores: Mapping[str, Store]) -> Iterable[accept.
         store = stores.get(replica.store)
         if store is not None:
             yield accept.source(replica, store, store.endpoint.partition(":")[0])
-
-

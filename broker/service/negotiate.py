@@ -262,9 +262,7 @@ def _answer(context: Context, plan: Plan, now: float) -> dict[str, Any] | errors
     if isinstance(admitted, admit.Full) or plan.expires_at is None:
         context.metrics.ticket("download", "busy")
         wait = admitted.retry_after if isinstance(admitted, admit.Full) else context.policy.admit.retry_seconds
-        return errors.Busy(
-            "Every store that has the blob is at its limit.", retry_after=wait, extra={"excluded": asked.excluded(ranking)}
-        )
+        return errors.Busy("Every store that has the blob is at its limit.", retry_after=wait, extra={"excluded": asked.excluded(ranking)})
     sources: list[dict[str, Any]] = []
     for state, indexes in (("active", admitted.active), ("standby", admitted.standby)):
         for index in indexes:

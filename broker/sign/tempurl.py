@@ -25,7 +25,6 @@ def _mac(key: str, digest: Digest) -> Mac:
     return Mac(key.encode(), digest)
 
 
-
 def temp_url(
     method: str,
     endpoint: str,

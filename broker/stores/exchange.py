@@ -12,12 +12,15 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import aiohttp
 import stamina
 from yarl import URL
 
 from broker.errors import StoreUnavailable
+from broker.metrics import Metrics
 
 CONNECT_SECONDS = 3.0
 TOTAL_SECONDS = 15.0
@@ -101,6 +104,7 @@ class Exchange:
                 data=b"" if body is None and method in ("PUT", "POST") else body,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS),
+                trace_request_ctx=_Traced(self._store, time.perf_counter()),
             ) as response,
         ):
             content = bytearray()
@@ -109,6 +113,33 @@ class Exchange:
                 if len(content) > MAX_ANSWER:
                     raise self.nonsense(f"more than {MAX_ANSWER} bytes")
             return Answer(response.status, response.headers, bytes(content))
+
+
+class _Traced(NamedTuple):
+    """What `tracing` learns of a request; those of others that share the session bring none."""
+
+    store: str
+    began: float
+
+
+def tracing(metrics: Metrics) -> aiohttp.TraceConfig:
+    """Counts the requests of a session by store, method and status, and how long they take until the answer's head."""
+
+    async def ended(_: aiohttp.ClientSession, context: SimpleNamespace, request: aiohttp.TraceRequestEndParams) -> None:
+        note(context.trace_request_ctx, request.method, str(request.response.status))
+
+    async def failed(_: aiohttp.ClientSession, context: SimpleNamespace, request: aiohttp.TraceRequestExceptionParams) -> None:
+        note(context.trace_request_ctx, request.method, "failed")
+
+    def note(traced: Any, method: str, outcome: str) -> None:
+        if isinstance(traced, _Traced):
+            metrics.store_requests.inc(traced.store, method, outcome)
+            metrics.store_seconds.observe(time.perf_counter() - traced.began, traced.store, method)
+
+    config = aiohttp.TraceConfig()
+    config.on_request_end.append(ended)
+    config.on_request_exception.append(failed)
+    return config
 
 
 def skew(answer: Answer, now: float) -> float | None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 
 import aiohttp
+import pytest
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker import metrics
+from broker.errors import StoreUnavailable
 from broker.service import jobs
+from broker.stores.exchange import Exchange, tracing
 from tests.parts.broker import Api, RunningBroker
 from tests.parts.process import find_program
 
@@ -89,6 +94,30 @@ async def test_requests_are_counted_by_operation_and_status(broker: RunningBroke
     assert value(text, "broker_http_request_seconds_count", operation="createImage") == 2
     assert value(text, "broker_images", status="queued") == 1
     assert "somewhere" not in text
+
+
+async def test_requests_to_stores_are_counted() -> None:
+    async def answer(request: web.BaseRequest) -> web.Response:
+        return web.Response(status=404 if request.path == "/gone" else 200)
+
+    found = metrics.create()
+    listener = await asyncio.get_running_loop().create_server(web.Server(answer), "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    async with aiohttp.ClientSession(trace_configs=[tracing(found)]) as session:
+        store = Exchange(session, "a")
+        await store.ask("GET", f"{url}/here", {}, expect=(200,))
+        with pytest.raises(StoreUnavailable):
+            await store.ask("HEAD", f"{url}/gone", {}, expect=(200,))
+        await session.get(f"{url}/not-a-store")
+        listener.close()
+        await listener.wait_closed()
+        with pytest.raises(StoreUnavailable):
+            await Exchange(session, "b").ask("GET", "http://127.0.0.1:1", {}, expect=(200,))
+    text = found.render().decode()
+    assert value(text, "broker_store_requests_total", store="a", method="GET", outcome="200") == 1
+    assert value(text, "broker_store_requests_total", store="a", method="HEAD", outcome="404") == 1
+    assert value(text, "broker_store_requests_total", store="b", method="GET", outcome="failed") == 1
+    assert value(text, "broker_store_request_seconds_count", store="a", method="GET") == 1
 
 
 async def test_the_operators_listener_is_its_own(broker: RunningBroker, api: Api, session: aiohttp.ClientSession) -> None:
