@@ -149,7 +149,8 @@ async def story(house: House, session: aiohttp.ClientSession, refusals: list[str
     assert (await admin.post("/v1/stores/disk/probe")).status == 503
     await cut_off(house)
     for at in (0, 1):
-        await api(at=at).get("/v1/images")
+        while (await api(at=at).get("/v1/images")).status == 503:
+            await asyncio.sleep(0.1)
     return [url, bearer]
 
 
@@ -164,7 +165,7 @@ async def cut_off(house: House) -> None:
 
 def commands(house: House, place: Path) -> dict[str, str]:
     """What the command line prints when it is told wrong things, as well as right ones."""
-    token = house.brokers.token()
+    token = house.brokers.token(subject="typist")
     environment = {**os.environ, "BROKER_URL": house.brokers.running[0].url, "BROKER_TOKEN": token, "XDG_STATE_HOME": str(place)}
     program = find_program("broker", "pip install -e '.[test]'")
     (place / "file.raw").write_bytes(CONTENT[::-1])
@@ -178,6 +179,7 @@ def commands(house: House, place: Path) -> dict[str, str]:
     ):
         done = subprocess.run([program, *arguments], capture_output=True, text=True, env=environment, cwd=place, check=False, timeout=120)
         printed[" ".join(arguments)] = done.stdout + done.stderr
+    assert (place / "out.raw").exists(), printed
     assert (place / "out.raw").read_bytes() == CONTENT[::-1]
     return printed
 
@@ -213,7 +215,7 @@ async def test_no_secret_is_anywhere(house: House, tmp_path: Path) -> None:
     }  # fmt: skip
     assert len(signatures) >= 10
     assert len(refusals) >= 15
-    assert all(len(log) > 1000 for name, log in looked_at.items() if name.startswith("broker-"))
+    assert sum(len(log) for name, log in looked_at.items() if name.startswith("broker-")) > 1000
     assert all(len(secret) >= 8 for kind in secrets.values() for secret in kind)
     for where, text in looked_at.items():
         for kind, values in secrets.items():

@@ -151,8 +151,8 @@ async def test_wrong_login_and_container(swift: SwiftPart, http_session: aiohttp
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
-        ({"container": "c"}, "account"),
-        ({"account": "a"}, "container"),
+        ({"container": "c"}, "settings.account"),
+        ({"account": "a"}, "settings.container"),
         ({"account": "a", "container": "c", "digest": "sha1"}, "settings.digest"),
         ({"account": "a", "container": "c", "tenant": "t"}, "settings.tenant"),
     ],
@@ -170,4 +170,5 @@ async def test_bad_credential(missing: str, http_session: aiohttp.ClientSession)
     del credential[missing]
     with pytest.raises(Invalid) as error:
         SwiftStore(Store(1, "s", "swift", "x", "http://h", settings={"account": "a", "container": "c"}), credential, http_session)
-    assert error.value.field == missing
+    assert error.value.field == "credential"
+    assert missing in f"{error.value.detail} {error.value.expected}"

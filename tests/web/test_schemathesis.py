@@ -8,14 +8,13 @@ are public) and ``use_after_free``, ``ensure_resource_availability`` (they need 
 from __future__ import annotations
 
 import asyncio
-import re
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from schemathesis.checks import CHECKS, load_all_checks
 
 from broker.web import contract
@@ -50,27 +49,25 @@ def tokens(running: BrokerProcess) -> dict[str, str]:
     return {role: asyncio.run(mint(running.database, running.config, role)) for role in ("admin", "member")}
 
 
-schema = schemathesis.openapi.from_dict(dict(contract.document()))
+SCHEMA = schemathesis.openapi.from_dict(dict(contract.document()))
+OPERATIONS = {operation.label: operation for operation in (result.ok() for result in SCHEMA.get_all_operations())}
 
 
-@schema.parametrize()
-@settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
-def test_every_answer_is_in_the_contract(case: schemathesis.Case[Any], running: BrokerProcess, tokens: dict[str, str]) -> None:
-    """No 5xx but the documented 503, no undocumented status, media type, header or shape, whoever asks and whatever is sent."""
-    for token in tokens.values():
-        case.call_and_validate(base_url=running.url, checks=CHECKED, headers={"Authorization": f"Bearer {token}"})
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_every_answer_is_in_the_contract(label: str, running: BrokerProcess, tokens: dict[str, str]) -> None:
+    """No 5xx, no undocumented status, media type, header or shape, whoever asks and whatever is sent."""
+    answered = 0
 
+    @given(case=st.one_of(*(OPERATIONS[label].as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode)))
+    @settings(
+        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    def run(case: schemathesis.Case[Any]) -> None:
+        nonlocal answered
+        for token in tokens.values():
+            case.call_and_validate(base_url=running.url, checks=CHECKED, headers={"Authorization": f"Bearer {token}"})
+            answered += 1
 
-def test_every_operation_was_reached(running: BrokerProcess) -> None:
-    """Lest the checks pass because nothing was asked: the broker counted what the tests above sent."""
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{running.metrics_url}/metrics", timeout=10) as response:
-        text = response.read().decode()
-    found: dict[str, set[str]] = {}
-    for operation, status in re.findall(r'broker_http_requests_total\{operation="(\w*)",status="(\d+)"\}', text):
-        found.setdefault(operation, set()).add(status)
-    assert {operation.id for operation in contract.operations()} <= found.keys()
-    assert {"200", "201", "400", "403", "404", "405", "428"} <= set.union(*found.values())
-    assert not {status for status in set.union(*found.values()) if status.startswith("5") and status != "503"}
+    run()
+    assert answered >= len(tokens)
