@@ -87,7 +87,8 @@ class Mix:
             raise PartMissing("wrk is not installed; install it with: apt-get install wrk")
         before = _cpu_seconds(pid)
         out = subprocess.run(
-            ["taskset", "-c", str(LOAD_CPU), wrk, "-t1", "--timeout", "10s", f"-c{connections}", f"-d{seconds:g}s", "-s", str(self.script), f"http://127.0.0.1:{port}/", "--", str(self.requests)],
+            ["taskset", "-c", str(LOAD_CPU), wrk, "-t1", "--timeout", "10s", f"-c{connections}",
+             f"-d{seconds:g}s", "-s", str(self.script), f"http://127.0.0.1:{port}/", "--", str(self.requests)],
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
         used = _cpu_seconds(pid) - before

@@ -117,6 +117,15 @@ def test_another_stores_path_tells_nothing() -> None:
     assert estimated({(CLIENT, "s2"): average(1.0)}).basis == "prior"
 
 
+def test_an_outlook_is_worked_out_once() -> None:
+    averages = {(CLIENT, "s1"): average(1e8)}
+    outlooks = Outlooks(CLIENT, averages, POLICY, NOW)
+    first = outlooks.of(STORE)
+    averages.clear()
+    assert outlooks.of(STORE) is first
+    assert first == outlook(CLIENT, STORE, {(CLIENT, "s1"): average(1e8)}, POLICY, NOW)
+
+
 def test_measured_numbers_add_up() -> None:
     found = estimated({(CLIENT, "s1"): average(1e8, setup=0.5)})
     assert found.seconds == pytest.approx(0.5 + 10)

@@ -151,6 +151,7 @@ def test_the_day_changes_the_derived_key() -> None:
     assert before == signer().presign("GET", "k", expires_at=midnight + 60, now=midnight - 1)
     assert after == signer().presign("GET", "k", expires_at=midnight + 60, now=midnight)
     assert ours.presign("GET", "k", expires_at=midnight + 60, now=midnight - 1) == before
+    assert ours.presign("GET", "k", expires_at=midnight + 60, now=midnight - 0.5) == before  # the same second
 
 
 @pytest.mark.parametrize("endpoint", ["ftp://h", "https://", "https://h?x=1", "https://h#f", "https://u:p@h", "h:80"])
