@@ -11,7 +11,6 @@ from uuid import UUID
 
 import click
 import orjson
-import stamina.instrumentation
 
 from broker.client.api import PATIENCE_SECONDS, Broker
 from broker.client.trouble import ClientError
@@ -33,8 +32,7 @@ class Connection:
         return Broker(self.url, token_file=self.token_file, patience=self.wait)
 
     async def ask(self, work: Callable[[Broker], Awaitable[Value]]) -> Value:
-        """What `work` makes of the broker. Tries are told by how long it takes, not by a log."""
-        stamina.instrumentation.set_on_retry_hooks([])
+        """What `work` makes of the broker."""
         async with self.open() as broker:
             return await work(broker)
 

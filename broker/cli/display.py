@@ -11,16 +11,22 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 import click
 import orjson
+from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from broker.client.progress import Progress
 
 _LINE_SECONDS = 5.0
 _DRAW_SECONDS = 0.2
 _WINDOW_SECONDS = 10.0
+_ANY_WIDTH = 10_000
+_FOLDED = 24
+"""Characters that a table's last column gets at least before it is folded between words; the others are never folded."""
 
 
 def size_text(size: float) -> str:
@@ -83,9 +89,17 @@ def _notes(progress: Progress) -> Iterable[str]:
         yield progress.notes.popleft()
 
 
+class _Rate(ProgressColumn):
+    """Bytes per second in the units that everything else is shown in."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{size_text(speed)}/s", style="progress.data.speed")
+
+
 async def _bar(progress: Progress, title: str, console: Console) -> None:
     label = TextColumn("{task.description}")
-    columns = (label, BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (label, BarColumn(), DownloadColumn(binary_units=True), _Rate(), TimeRemainingColumn())
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title, total=progress.total)
         try:
@@ -137,13 +151,28 @@ async def _json_lines(progress: Progress) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
-    """A table on a terminal; columns parted by tabs off it, so that other programs can read them."""
+    """A table on a terminal; columns parted by tabs off it, so that other programs can read them.
+
+    Nothing is cut off and no word is broken, for ids are there to be copied: a narrow terminal gets no frame, and long lines.
+    """
     console = Console()
+    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
     if not console.is_terminal:
-        for row in rows:
-            click.echo("\t".join("" if cell is None else str(cell) for cell in row))
+        for row in texts:
+            click.echo("\t".join(row))
         return
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*("" if cell is None else str(cell).replace("[", "\\[") for cell in row))
-    console.print(table)
+    last = len(columns) - 1
+    lengths = [max(map(cell_len, column)) for column in zip(columns, *texts, strict=True)]
+    longest_word = max(cell_len(word) for row in (columns, *texts) for word in [*row[last].split(), ""])
+    lengths[last] = max(longest_word, min(lengths[last], _FOLDED))
+    framed = sum(lengths) + 3 * len(columns) + 1 <= console.width
+    table = Table(title=title, title_justify="left", box=box.HEAVY_HEAD if framed else None, pad_edge=framed)
+    for number, name in enumerate(columns):
+        table.add_column(name, no_wrap=number < last)
+    for row in texts:
+        table.add_row(*(text.replace("[", "\\[") for text in row))
+    if framed:
+        console.print(table)
+    else:
+        table.padding, console.width = (0, 1, 0, 0), _ANY_WIDTH
+        console.print(table)

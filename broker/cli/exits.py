@@ -11,9 +11,10 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import click
+import stamina.instrumentation
 
 from broker import errors
-from broker.client.trouble import BrokerUnreachable, ClientError, VerificationFailed
+from broker.client.trouble import BrokerUnreachable, ClientError, VerificationFailed, WrongSetting
 
 OK = 0
 FAILED = 1
@@ -47,7 +48,7 @@ def code_of(error: BaseException) -> int:
     match error:
         case errors.Unauthenticated() | errors.Forbidden():
             return DENIED
-        case errors.Invalid() | errors.Malformed():
+        case errors.Invalid() | errors.Malformed() | WrongSetting():
             return USAGE
         case errors.NotFound():
             return NOT_FOUND
@@ -79,6 +80,7 @@ def explain(error: errors.BrokerError | ClientError) -> list[str]:
 
 def run(work: Coroutine[Any, Any, Value], interrupted: str = "") -> Value:
     """Run a command's work; end the process with the right code when it fails. `interrupted` says how to go on after Ctrl-C."""
+    stamina.instrumentation.set_on_retry_hooks([])  # they log to stdout, among the results
     try:
         return asyncio.run(_stoppable(work))
     except (errors.BrokerError, ClientError) as error:

@@ -32,7 +32,7 @@ First steps:
   broker serve                            run a broker, with a database of its own
   broker token create --role admin --project demo --ttl 1d
   export BROKER_URL=http://127.0.0.1:8080 BROKER_TOKEN=...
-  broker site create eu/az1
+  broker site add eu/az1
   broker store add ...                    it is probed for what it really enforces
   broker put disk.qcow2 --name my-image
   broker get my-image

@@ -29,9 +29,6 @@ def add(connection: Connection, path: str, description: str | None, networks: tu
     _show([exits.run(connection.ask(lambda broker: broker.create_site(body)))])
 
 
-command.add_command(add, "create")
-
-
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
 @connected

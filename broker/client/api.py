@@ -38,7 +38,7 @@ from broker.client.answers import (
     Ticket,
     TicketState,
 )
-from broker.client.trouble import BrokerUnreachable
+from broker.client.trouble import BrokerUnreachable, NoBroker
 from broker.model import Digests
 
 PATIENCE_SECONDS = 30.0
@@ -49,6 +49,8 @@ _PAGE = 1000
 _MERGE_PATCH = "application/merge-patch+json"
 _STATUS = {401: errors.Unauthenticated, 403: errors.Forbidden, 404: errors.NotFound, 429: errors.Busy, 503: errors.Unavailable}
 _TYPES = errors.problem_types()
+_FOREIGN = (400, 404, 405, 501)
+"""Without a problem document these come from something that does not know us; others may come from what stands before a broker."""
 
 Item = TypeVar("Item")
 Body = Mapping[str, Any]
@@ -57,7 +59,7 @@ Body = Mapping[str, Any]
 class Broker:
     """A connection to one broker; use it as an async context manager.
 
-    `url` and `token` come from the environment when not given (`broker.client.settings`). Raises `LocalTrouble` for a
+    `url` and `token` come from the environment when not given (`broker.client.settings`). Raises `WrongSetting` for a
     URL or token that is none.
     """
 
@@ -345,6 +347,9 @@ class Broker:
                 f"the broker at {self.url} does not answer ({type(error).__name__})", "is it running, and is --url or BROKER_URL right?"
             ) from None
         document = _json(content)
+        ours = str(document.get("type", "")).startswith("/problems/") if status >= 300 else bool(document) or not content
+        if not ours and (status < 400 or status in _FOREIGN):
+            raise NoBroker(f"what answers at {self.url} is no broker (status {status})", "is --url or BROKER_URL right?")
         if status >= 300:
             raise problem(status, document, pause)
         return document, etag

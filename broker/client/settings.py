@@ -15,7 +15,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from broker.client.trouble import LocalTrouble
+from broker.client.trouble import WrongSetting
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
@@ -36,11 +36,11 @@ def _base(variable: str, fallback: str) -> Path:
 
 
 def find_url(given: str | None = None) -> str:
-    """The broker's URL without a slash at the end. Raises `LocalTrouble` when it is none."""
+    """The broker's URL without a slash at the end. Raises `WrongSetting` when it is none."""
     url = given or os.environ.get("BROKER_URL") or DEFAULT_URL
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise LocalTrouble("the broker's address is no http(s) URL", "set --url or BROKER_URL, for instance to http://127.0.0.1:8080")
+        raise WrongSetting("the broker's address is no http(s) URL", "set --url or BROKER_URL, for instance to http://127.0.0.1:8080")
     return url.rstrip("/")
 
 
@@ -56,13 +56,13 @@ def find_token(file: Path | None = None) -> str | None:
     try:
         return _checked(file.read_text("ascii"), str(file))
     except (OSError, ValueError) as error:
-        raise LocalTrouble(f"cannot read the token file {file}: {type(error).__name__}", "make one with: broker token create") from None
+        raise WrongSetting(f"cannot read the token file {file}: {type(error).__name__}", "make one with: broker token create") from None
 
 
 def _checked(token: str, where: str) -> str:
     token = token.strip()
     if re.fullmatch(r"[!-~]+", token) is None:
-        raise LocalTrouble(f"{where} holds no bearer token", "make one with: broker token create")
+        raise WrongSetting(f"{where} holds no bearer token", "make one with: broker token create")
     return token
 
 

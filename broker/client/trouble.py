@@ -19,6 +19,10 @@ class BrokerUnreachable(ClientError):
     """No answer from the broker within the patience that was allowed."""
 
 
+class NoBroker(ClientError):
+    """Something else answers at the broker's address."""
+
+
 class TransferFailed(ClientError):
     """No place served the bytes to the end. What was fetched is kept and can be resumed."""
 
@@ -29,3 +33,7 @@ class VerificationFailed(ClientError):
 
 class LocalTrouble(ClientError):
     """A local file cannot be read or written: no space, no permission, it exists, or it changed meanwhile."""
+
+
+class WrongSetting(LocalTrouble):
+    """The broker's address is no URL, or what should hold a token does not."""

@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -174,7 +174,7 @@ class _Upload:
             self._progress.done = material.size
             return self._result(ticket.image, ticket.format, ticket.blob.id, material.size, digests or {}, None)
         while True:
-            place = await self._place(ticket)
+            place = self._place(ticket)
             if journal.ticket != ticket.id or journal.store != place.store or journal.part_size != (place.part_size or 0):
                 self._remember(journal, ticket.id, place)
                 seen = {}
@@ -210,7 +210,7 @@ class _Upload:
             prefer=offer.prefer, avoid=sorted({*offer.avoid, *avoid})[:32], site=offer.site, count=3,
         )  # fmt: skip
 
-    async def _place(self, ticket: Ticket) -> Destination:
+    def _place(self, ticket: Ticket) -> Destination:
         place = next((place for place in ticket.destinations if place.state == "active"), None)
         if place is None:
             raise TransferFailed("the ticket names no place to write to", "try again, or choose a store with --to")
@@ -300,9 +300,7 @@ class _Upload:
             if url is None:
                 raise StoreTrouble(Why.WRONG, "the ticket has no URL for it")
             try:
-                return await self._watched(
-                    ticket, place, asyncio.ensure_future(self._in_thread(sender.send, url, headers, body, _algorithms(place.kind), length))
-                )
+                return await self._watched(ticket, place, self._in_thread(sender.send, url, headers, body, _algorithms(place.kind), length))
             except StoreTrouble as trouble:
                 if attempt and trouble.why is Why.WRONG and ("412" in trouble.text or "409" in trouble.text):
                     # An earlier try was written although its answer was lost; the commit looks at it.
@@ -399,7 +397,7 @@ class _Upload:
         """Run all; the first failure ends the others."""
         tasks = [asyncio.ensure_future(work) for work in works]
         try:
-            await self._watched(ticket, place, asyncio.ensure_future(asyncio.gather(*tasks)))
+            await self._watched(ticket, place, asyncio.gather(*tasks))
         finally:
             if any(not task.done() or task.cancelled() or task.exception() for task in tasks):
                 for sender in self._senders:
@@ -408,18 +406,24 @@ class _Upload:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watched(self, ticket: Ticket, place: Destination, task: asyncio.Future[Value]) -> Value:
-        """Show progress and renew the lease while `task` runs."""
-        while True:
-            finished, _ = await asyncio.wait([task], timeout=_TICK_SECONDS)
-            sent = sum(sender.sent for sender in self._senders)
-            self._progress.done = self._resumed + sent
-            self._progress.stores = {place.store: sent}
-            if finished:
-                return task.result()
-            if time.monotonic() - self._renewed_at > RENEW_SECONDS:
-                self._renewed_at = time.monotonic()
-                await self._tell(ticket.id, place.store, "ok", "", time.monotonic() - self._began, final=False)
+    async def _watched(self, ticket: Ticket, place: Destination, work: Awaitable[Value]) -> Value:
+        """Show progress and renew the lease while `work` runs; interrupted, end it and hear how, else asyncio would complain."""
+        task = asyncio.ensure_future(work)
+        try:
+            while True:
+                finished, _ = await asyncio.wait([task], timeout=_TICK_SECONDS)
+                sent = sum(sender.sent for sender in self._senders)
+                self._progress.done = self._resumed + sent
+                self._progress.stores = {place.store: sent}
+                if finished:
+                    return task.result()
+                if time.monotonic() - self._renewed_at > RENEW_SECONDS:
+                    self._renewed_at = time.monotonic()
+                    await self._tell(ticket.id, place.store, "ok", "", time.monotonic() - self._began, final=False)
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     # --- a pipe ---
 
@@ -432,7 +436,7 @@ class _Upload:
             raise
 
     async def _pipe(self, material: PipeMaterial, ticket: Ticket) -> Uploaded:
-        place = await self._place(ticket)
+        place = self._place(ticket)
         if place.part_size is None:
             raise TransferFailed(f"{place.store} takes no upload of unknown size", "save it to a file first, or name another store")
         self._urls = {part.number: part for part in place.parts}

@@ -315,6 +315,7 @@ class FakeBroker:
     async def _take(self, request: web.Request) -> web.Response:
         store = self.stores[request.match_info["store"]]
         number = int(request.match_info["number"])
+        store.requests.append(f"PUT {number}")
         if store.mode == "status":
             await request.read()
             return web.Response(status=store.status)

@@ -19,6 +19,7 @@ from broker.client.api import Broker
 from broker.client.trouble import LocalTrouble, TransferFailed
 from broker.client.upload import Offer, Uploaded, upload, upload_stream
 from tests.acceptance.fake_broker import FakeBroker, FakeStore, serving
+from tests.parts.process import find_program
 
 MEBIBYTE = 1 << 20
 CONTENT = random.Random(11).randbytes(10 * MEBIBYTE + 12345)
@@ -166,6 +167,21 @@ async def test_killed_in_the_middle_it_sends_only_the_rest(source: Path, tmp_pat
     assert len(store.taken) - before == 11 - put.resumed // MEBIBYTE
     assert _stored(store) == CONTENT
     assert not list((tmp_path / "state").rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize("part_size", [None, MEBIBYTE])
+async def test_interrupted_it_says_how_to_go_on_and_nothing_else(part_size: int | None, source: Path) -> None:
+    program = find_program("broker", "pip install -e '.[test]'")
+    async with serving(_broker(FakeStore("a", "hang", part_size=part_size, taken=[0, 0]))) as fake:
+        arguments = [program, "put", str(source), "--url", fake.url, "--quiet"]
+        process = await asyncio.create_subprocess_exec(*arguments, stderr=asyncio.subprocess.PIPE)
+        while not fake.stores["a"].requests:
+            assert process.returncode is None
+            await asyncio.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = await process.communicate()
+    assert process.returncode == 130
+    assert said.decode() == "broker: interrupted; run the same command again to go on\n"
 
 
 async def test_a_changed_file_begins_again(source: Path) -> None:

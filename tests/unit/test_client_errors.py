@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from broker import errors
 from broker.cli import exits
 from broker.client import settings
-from broker.client.api import problem
-from broker.client.trouble import BrokerUnreachable, LocalTrouble, TransferFailed, VerificationFailed
+from broker.client.api import Broker, problem
+from broker.client.trouble import BrokerUnreachable, LocalTrouble, NoBroker, TransferFailed, VerificationFailed, WrongSetting
+from tests.parts.process import find_program
 
 
 @pytest.mark.parametrize("kind", errors.problem_types().values())
@@ -56,6 +60,8 @@ def test_retry_after_comes_from_the_header_when_the_body_has_none() -> None:
         (errors.Conflict(), 1),
         (TransferFailed("x"), 1),
         (LocalTrouble("x"), 1),
+        (NoBroker("x"), 1),
+        (WrongSetting("x"), 2),
         (KeyboardInterrupt(), 130),
     ],
 )
@@ -102,3 +108,22 @@ def test_what_is_no_token_is_said_without_showing_it(content: str, tmp_path: Pat
     with pytest.raises(LocalTrouble, match="no bearer token") as caught:
         settings.find_token(file)
     assert not content or content not in str(caught.value)
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, b"<html>"), (200, b"[]"), (302, b""), (400, b'{"detail": "?"}'), (404, b"")])
+async def test_what_is_no_broker_is_said_at_once(status: int, body: bytes) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=status, body=body)
+
+    application = web.Application()
+    application.router.add_get("/{path:.*}", answer)
+    async with TestServer(application) as server, Broker(str(server.make_url("/")), "token") as broker:
+        with pytest.raises(NoBroker, match=f"status {status}"):
+            await broker.store("a")
+
+
+def test_tries_are_not_told_among_the_results() -> None:
+    program = find_program("broker", "pip install -e '.[test]'")
+    done = subprocess.run([program, "ls", "--url", "http://127.0.0.1:1", "--wait", "1"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (6, "")
+    assert done.stderr.count("\n") == 2
