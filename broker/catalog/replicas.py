@@ -17,7 +17,7 @@ from uuid import UUID
 import asyncpg
 
 from broker import errors
-from broker.catalog import deletions
+from broker.catalog import deletions, upload_ends
 from broker.catalog.connect import reachable
 from broker.catalog.stores import take_space
 from broker.model import Exposure, Purpose, Replica, ReplicaState
@@ -161,12 +161,16 @@ async def change(
     return record
 
 
-async def others_active(connection: Any, blob: UUID, id: UUID) -> bool:
-    """Whether the blob, which the caller has locked, has an active replica besides `id`."""
+async def others_active(connection: Any, blob: UUID, id: UUID, *, private: bool) -> bool:
+    """Whether the blob, which the caller has locked, has an active replica besides `id`; those on private stores count if `private`."""
     with reachable():
         return bool(
-            await connection.fetchval("SELECT EXISTS (SELECT FROM replicas WHERE blob_id = $1 AND id <> $2 AND state = 'active')", blob, id)
-        )
+            await connection.fetchval(
+                "SELECT EXISTS (SELECT FROM replicas r JOIN stores s ON s.id = r.store_id"
+                " WHERE r.blob_id = $1 AND r.id <> $2 AND r.state = 'active' AND ($3 OR s.exposure = 'public'))",
+                blob, id, private,
+            )
+        )  # fmt: skip
 
 
 async def start_deleting(connection: Any, record: ReplicaRecord, version: int | None, reason: str) -> None:
@@ -184,6 +188,7 @@ async def start_deleting(connection: Any, record: ReplicaRecord, version: int | 
     if size is None:
         raise await _why_not(connection, id)
     await deletions.schedule(connection, record.store_id, record.replica.key, replica_id=id, frees=size, reason=reason)
+    await upload_ends.schedule_return(connection, record.replica.blob_id, record.store_id, record.replica.key)
 
 
 async def forget(connection: Any, record: ReplicaRecord, version: int | None) -> None:

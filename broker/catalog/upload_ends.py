@@ -2,7 +2,7 @@
 
 Rules
 - Whatever ends an upload gives its space back and schedules everything that it left at stores: now, and once more after its
-  last write URL has expired, since that URL may be used until then.
+  last write URL has expired, since that URL may be used until then. So does deleting what it became.
 - A refused upload leaves its queued blob and image, to be tried again; an abandoned one takes them along.
 - Everything is called in a transaction with the upload locked, but for what looks for uploads by itself.
 """
@@ -94,6 +94,22 @@ async def forget_ended(connection: Any, seconds: float, limit: int) -> int:
                 await connection.execute("DELETE FROM uploads WHERE id = $1", upload.id)
                 await _forget_queued(connection, upload)
     return len(rows)
+
+
+async def schedule_return(connection: Any, blob: UUID, store_id: int, key: str) -> None:
+    """Have `key`, where a replica of `blob` is being deleted, removed once more if a write URL for it still lives.
+
+    An object that was sealed where it was written can be written there anew, once it is gone.
+    """
+    with reachable():
+        until = await connection.fetchval(
+            "SELECT extract(epoch FROM max(d.urls_until))::float8 FROM uploads u JOIN destinations d ON d.upload_id = u.id"
+            " WHERE u.blob_id = $1 AND d.store_id = $2 AND d.staging_key = $3 AND d.part_size IS NULL"
+            " AND d.urls_until > clock_timestamp() - make_interval(secs => $4)",
+            blob, store_id, key, STRAY_SECONDS,
+        )  # fmt: skip
+    if until is not None:
+        await deletions.schedule(connection, store_id, key, reason="may be written again", due_at=until + STRAY_SECONDS)
 
 
 async def _schedule_leftovers(connection: Any, upload: Upload, reason: str, kept: tuple[int, str] | None = None) -> None:

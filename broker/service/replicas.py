@@ -9,6 +9,7 @@ Rules
 - Nobody registers on a store that he may not write; only administrators, on one that is registered as read-only, and then
   nothing deletable.
 - The last good replica of an active blob is not deleted: the blob's row is locked while that is decided (invariant 6).
+  One on a private store does not count for who must not know of it: that it may go would tell, and nobody could read the rest.
 - Keys and projects are shown to administrators, services, and the project that registered the replica.
 """
 
@@ -146,7 +147,8 @@ async def delete_replica(context: Context, client: Client, id: UUID, version: in
     async with transaction(context.db) as connection:
         states = await blobs.lock(connection, [replica.blob_id])
         good = replica.state is ReplicaState.ACTIVE and states.get(replica.blob_id) is BlobState.ACTIVE
-        if good and not await replicas.others_active(connection, replica.blob_id, id):
+        private = client.principal.sees_private_stores
+        if good and not await replicas.others_active(connection, replica.blob_id, id, private=private):
             raise errors.LastReplica("Delete the images that need it, or register another replica first.")
         if replica.state is ReplicaState.DELETING:
             return

@@ -14,7 +14,7 @@ import pytest
 
 from broker import errors
 from broker.service import commit as commits
-from broker.service import reap, upload
+from broker.service import images, reap, upload
 from broker.service.context import Context
 from broker.stores.base import FindsMultipart, PartWrite
 from tests.parts.desk import Desk, client, digests
@@ -81,6 +81,24 @@ async def test_one_put(desk: Desk, context: Context) -> None:
     assert await desk.fetch(context, place["store"], key) == SMALL
     staged = await context.db.fetchval("SELECT staging_key FROM destinations")
     assert staged == key or not await stored(context, staged)
+    assert await context.db.fetchval("SELECT count(*) FROM deletions") == 0
+
+
+async def test_a_deleted_object_does_not_come_back_by_its_write_url(desk: Desk, context: Context) -> None:
+    ticket = await upload.upload(context, ME, new(SMALL))
+    (place,) = ticket["destinations"]
+    assert await desk.send(place, SMALL) in (200, 201)
+    await commits.commit(context, ME, UUID(ticket["id"]), said(SMALL))
+    await images.delete_image(context, ME, UUID(ticket["image"]), None)
+    await reap.reap(context)
+    staged = await context.db.fetchval("SELECT staging_key FROM destinations")
+    assert not await stored(context, staged)
+    # The URL is still alive, and nothing is in its way.
+    assert await desk.send(place, SMALL) in (200, 201)
+    assert await stored(context, staged)
+    await context.db.execute("UPDATE deletions SET due_at = now()")
+    await reap.reap(context)
+    assert not await stored(context, staged)
     assert await context.db.fetchval("SELECT count(*) FROM deletions") == 0
 
 

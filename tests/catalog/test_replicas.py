@@ -178,6 +178,14 @@ async def test_of_two_who_delete_the_last_two_replicas_one_is_refused(registry: 
         assert await registry.db.fetchval("SELECT count(*) FROM replicas WHERE state = 'active'") == 1
 
 
+async def test_the_last_one_that_a_member_may_know_of_stays_whatever_lies_on_private_stores(registry: Registry, blob: UUID) -> None:
+    id = await registry.add_replica(ALICE, blob, "a", "p/k", deletable=True)
+    await registry.add_replica(SERVICE, blob, "local", "cache/k")
+    with pytest.raises(errors.LastReplica):
+        await service.delete_replica(registry.context, ALICE, id, 1)
+    await service.delete_replica(registry.context, ADMIN, id, 1)
+
+
 async def test_the_last_replica_goes_once_its_blob_is_not_needed(registry: Registry, blob: UUID) -> None:
     id = await registry.add_replica(ALICE, blob, "a", "p/k", deletable=True)
     with pytest.raises(errors.LastReplica):

@@ -290,6 +290,15 @@ async def test_more_than_was_announced_is_refused_while_it_arrives(broker: Runni
     assert (await Api(broker.url, session, broker.token()).get("/v1")).status == 200
 
 
+@pytest.mark.parametrize("depth", [200, 1000, 100_000])
+async def test_nesting_has_an_end(api: Api, depth: int) -> None:
+    for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
+        nested = opening * depth + b"1.0" + closing * depth
+        for raw in (nested, b'{"operation":"upload","image":{"name":"x","properties":' + nested + b"}}"):
+            reply = await api.send("POST", "/v1/tickets", raw=raw)
+            assert reply.status == 400, reply.body
+
+
 async def test_whole_numbers_may_be_written_as_fractions(api: Api) -> None:
     reply = await api.send("POST", "/v1/tickets", raw=b'{"operation": "download", "image": "%s", "count": 3.0}' % str(uuid4()).encode())
     assert reply.status == 404
