@@ -4,8 +4,8 @@ Cardinality is bounded: `store` by the registered stores (a name that was forgot
 appears, and every other label takes values of a fixed list: operations of the contract, problem types, reasons, states,
 statement names. At 100 stores that is about 5,000 series.
 
-Counters and histograms keep their own numbers and hand them over when they are read: 0.2 µs an event where the library's take
-1 to 2 µs for locks that one event loop does not need.
+Counters and histograms keep their own numbers and hand them over when they are read, without the
+locks that one event loop does not need.
 """
 
 from __future__ import annotations

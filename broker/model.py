@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from random import Random
 from typing import NamedTuple
 from uuid import UUID
 
@@ -31,13 +30,7 @@ CONTENT_DIGESTS = ("sha512", "sha256", "md5")
 MAX_BLOB_SIZE = 1 << 53
 """Largest declared size: 8 PiB, the last integer that JSON readers everywhere keep exact."""
 
-_STORE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 _SITE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(?:/[a-z0-9][a-z0-9._-]{0,62}){0,7}\Z")
-
-
-def is_store_name(text: str) -> bool:
-    """Whether `text` can name a store: a DNS label in lower case (RFC 1123 section 2.1)."""
-    return _STORE_NAME.match(text) is not None
 
 
 def is_site(text: str) -> bool:
@@ -45,17 +38,17 @@ def is_site(text: str) -> bool:
     return _SITE.match(text) is not None
 
 
-_random = Random(os.urandom(32))
 os.register_at_fork(after_in_child=lambda: _random.seed(os.urandom(32)))
 
 
 def new_id(now: float | None = None) -> UUID:
     """A fresh UUID version 7 (RFC 9562 section 5.7): its order is the order of creation, so indexes and partitions grow at one end.
 
-    Unique, but no secret: its random bits are no cryptographer's, which would cost a system call for every ticket.
+    Its 74 random bits are the operating system's, so that no id can be guessed from another one.
     """
     milliseconds = int((time.time() if now is None else now) * 1000)
-    return UUID(int=(milliseconds & 0xFFFFFFFFFFFF) << 80 | 0x7 << 76 | _random.getrandbits(12) << 64 | 0x2 << 62 | _random.getrandbits(62))
+    random = int.from_bytes(os.urandom(10), "big")
+    return UUID(int=(milliseconds & 0xFFFFFFFFFFFF) << 80 | 0x7 << 76 | (random >> 68) << 64 | 0x2 << 62 | random & (1 << 62) - 1)
 
 
 class Role(StrEnum):
