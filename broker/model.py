@@ -38,9 +38,6 @@ def is_site(text: str) -> bool:
     return _SITE.match(text) is not None
 
 
-os.register_at_fork(after_in_child=lambda: _random.seed(os.urandom(32)))
-
-
 def new_id(now: float | None = None) -> UUID:
     """A fresh UUID version 7 (RFC 9562 section 5.7): its order is the order of creation, so indexes and partitions grow at one end.
 

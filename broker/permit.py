@@ -67,7 +67,7 @@ def may_publish(principal: Principal) -> bool:
 
 
 def may_write_blob(principal: Principal, images: Iterable[ImageAccess]) -> bool:
-    """Whether a principal may add a replica: a writer of a project with an image of the blob, a service that may read it, an administrator."""
+    """Whether a principal may add a replica: a writer of a project with an image of it, a service that may read it, an administrator."""
     if principal.role is Role.ADMIN:
         return True
     images = tuple(images)
