@@ -136,23 +136,10 @@ def lease_seconds(estimate_seconds: float, policy: Policy) -> float:
     return _bounded(estimate_seconds * policy.margin, policy.min_lease_seconds, policy.max_lease_seconds)
 
 
-def renewed_until(granted_at: float, now: float, remaining_seconds: float, policy: Policy) -> float:
-    """The instant until which progress renews a lease; bounded however often it is renewed."""
-    return min(now + lease_seconds(remaining_seconds, policy), granted_at + policy.max_total_seconds)
-
-
 def ticket_seconds(offers: Sequence[Offer], policy: Policy) -> float:
     """How long a ticket lives: long enough for the slowest source that it names."""
     slowest = max([offer.seconds for offer in offers], default=0.0)
     return _bounded(slowest * policy.margin, policy.min_ticket_seconds, policy.max_ticket_seconds)
-
-
-def url_expires_at(now: float, ttl: float, *ends: float | None) -> float:
-    """When a signed URL ends: after `ttl`, and with whatever is behind it (credential, principal, ticket) that has an end (invariant 8).
-
-    An instant not after `now` means that nothing may be signed any more.
-    """
-    return min((now + ttl, *(end for end in ends if end is not None)))
 
 
 def _bounded(seconds: float, least: float, most: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from broker.model import Role
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Numbers = Mapping[str, float | bool | tuple[float, ...]]
+
+_PASSWORD = re.compile(r"://[^/@:]*:[^@]+@|[?&]password=")
 
 
 class ConfigError(Exception):
@@ -144,7 +147,7 @@ def load(path: Path | None = None) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: no TOML: {error}") from None
     warnings = []
-    if readable and "@" in str(document.get("database", {}).get("url", "")):
+    if readable and _PASSWORD.search(str(document.get("database", {}).get("url", ""))):
         warnings.append(f"{path} holds a database password and everybody can read it: chmod 600 {path}")
     try:
         return parse(document, base=path.parent, warnings=tuple(warnings))

@@ -15,6 +15,7 @@ import asyncpg
 import orjson
 
 from broker import errors
+from broker.config import ConfigError
 
 SERVER_SETTINGS = {
     "application_name": "transfer-broker",
@@ -66,9 +67,20 @@ def reachable() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _let_in() -> Iterator[None]:
+    """Turn a URL that is none, or that PostgreSQL refuses, into a `ConfigError`. The server's text names user and database, no password."""
+    try:
+        yield
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+        raise ConfigError(f"database.url: {error}") from None
+    except ValueError:  # may quote a part of the URL
+        raise ConfigError("database.url: no URL of a PostgreSQL server") from None
+
+
 async def connect(database_url: str, *, min_size: int = 2, max_size: int = 10) -> asyncpg.Pool[asyncpg.Record]:
-    """A pool of `min_size` to `max_size` connections to `database_url`. Raises `errors.Unavailable`."""
-    with reachable():
+    """A pool of `min_size` to `max_size` connections to `database_url`. Raises `errors.Unavailable`, or `ConfigError` for a wrong URL."""
+    with _let_in(), reachable():
         pool = await asyncpg.create_pool(
             database_url,
             min_size=min_size,
@@ -84,8 +96,8 @@ async def connect(database_url: str, *, min_size: int = 2, max_size: int = 10) -
 
 
 async def connect_one(database_url: str) -> asyncpg.Connection[asyncpg.Record]:
-    """A connection of one's own, for LISTEN or session-wide locks. Raises `errors.Unavailable`."""
-    with reachable():
+    """A connection of one's own, for LISTEN or session-wide locks. Raises as `connect` does."""
+    with _let_in(), reachable():
         connection = await asyncpg.connect(database_url, server_settings=SERVER_SETTINGS, timeout=10)
         await prepare(connection)
     return connection

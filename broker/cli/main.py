@@ -40,7 +40,7 @@ First steps:
 \b
 Exit codes:
   0  done
-  1  failed; the last line says why
+  1  failed; the last lines say why, and what to do next
   2  the command line or the configuration is wrong
   3  not allowed: no token, a wrong one, or its role is too small
   4  no such thing, or none that the token may see

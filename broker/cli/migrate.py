@@ -24,10 +24,12 @@ def command(config_file: Path | None, check: bool) -> None:
     log.configure("warning", settings.log.format)
     try:
         asyncio.run(_check(settings) if check else _migrate(settings))
+    except config.ConfigError as error:
+        fail(str(error), 2)
     except (EmbeddedError, migrations.SchemaError) as error:
         fail(str(error), 1)
     except BrokerError as error:
-        fail(error.detail or error.title, 6)
+        fail(f"{error.detail or error.title} Is PostgreSQL running, and is database.url right?", 6)
 
 
 async def _migrate(settings: config.Settings) -> None:

@@ -62,7 +62,7 @@ def command(config_file: Path | None, only: str | None) -> None:
     except (EmbeddedError, SchemaError, WrongPassphrase) as error:
         fail(str(error), 1)
     except BrokerError as error:
-        fail(error.detail or error.title, 6)
+        fail(f"{error.detail or error.title} Is PostgreSQL running, and is database.url right?", 6)
     except OSError as error:
         fail(log.scrub(error.strerror or str(error)), 1)
 

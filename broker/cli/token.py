@@ -63,7 +63,7 @@ def create(config_file: Path | None, role: str, project: str, subject: str, ttl:
     except (EmbeddedError, migrations.SchemaError, WrongPassphrase, NoSigningKey) as error:
         fail(str(error), 1)
     except BrokerError as error:
-        fail(error.detail or error.title, 6)
+        fail(f"{error.detail or error.title} Is PostgreSQL running, and is database.url right?", 6)
 
 
 async def _create(settings: config.Settings, role: Role, project: str, subject: str, ttl: int, site: str | None) -> str:

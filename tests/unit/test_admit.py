@@ -16,11 +16,9 @@ from broker.admit import (
     has_slot,
     lease_seconds,
     next_wants,
-    renewed_until,
     retry_after,
     settle,
     ticket_seconds,
-    url_expires_at,
 )
 from broker.paths import Load
 
@@ -118,25 +116,9 @@ def test_a_lease_follows_the_estimate_within_bounds(estimate: float, seconds: fl
     assert lease_seconds(estimate, POLICY) == seconds
 
 
-@pytest.mark.parametrize(
-    ("granted_at", "now", "remaining", "until"),
-    [(0, 1000, 100, 1300), (0, 1000, 0, 1060), (0, 86_390, 100, 86_400), (0, 90_000, 100, 86_400)],
-)
-def test_renewals_end(granted_at: float, now: float, remaining: float, until: float) -> None:
-    assert renewed_until(granted_at, now, remaining, POLICY) == until
-
-
 @pytest.mark.parametrize(("estimates", "seconds"), [([], 300), ([1.0], 300), ([1.0, 200.0, 5.0], 600), ([1e9], 43_200)])
 def test_a_ticket_lives_for_its_slowest_source(estimates: list[float], seconds: float) -> None:
     assert ticket_seconds([Offer("a", None, estimate) for estimate in estimates], POLICY) == seconds
-
-
-@pytest.mark.parametrize(
-    ("ends", "at"), [((), 1600), ((None,), 1600), ((1200.0,), 1200), ((None, 5000.0), 1600), ((1500.0, 1400.0), 1400), ((900.0,), 900)]
-)
-def test_no_url_outlives_its_credential(ends: tuple[float | None, ...], at: float) -> None:
-    """Invariant 8."""
-    assert url_expires_at(NOW, 600.0, *ends) == at
 
 
 OFFERS = st.lists(st.builds(Offer, st.sampled_from("abcdef"), st.none() | st.integers(0, 3), st.just(10.0)), max_size=8).map(

@@ -98,6 +98,9 @@ def test_a_password_that_everybody_can_read_is_warned_of(tmp_path: Path) -> None
     (warning,) = config.load(file).warnings
     assert "chmod 600" in warning
     assert "hunter2" not in warning
+    file.write_text('[database]\nurl = "postgresql://u@db/x"\n')
+    assert config.load(file).warnings == ()
+    file.write_text('[database]\nurl = "postgresql://u:hunter2@db/x"\n')
     file.chmod(0o600)
     assert config.load(file).warnings == ()
 
