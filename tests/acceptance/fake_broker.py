@@ -100,6 +100,7 @@ class FakeBroker:
         app.router.add_post("/v1/tickets/{ticket}/parts", self._parts)
         app.router.add_post("/v1/tickets/{ticket}/commit", self._commit)
         app.router.add_get("/v1/blobs/{blob}", self._blob)
+        app.router.add_get("/v1/images/{image}", self._no_image)
         app.router.add_get("/stores/{store}/{generation}", self._serve)
         app.router.add_put("/stores/{store}/{generation}/{number}", self._take)
         return app
@@ -115,6 +116,9 @@ class FakeBroker:
             assert request.method != "POST" or request.headers["Idempotency-Key"]
             assert request.headers["X-Client-Instance"]
         return await handler(request)
+
+    async def _no_image(self, _: web.Request) -> web.Response:
+        return self._problem("not-found", 404)
 
     def _problem(self, name: str, status: int, **more: Any) -> web.Response:
         body = {"type": f"/problems/{name}", "title": name, "status": status, **more}
