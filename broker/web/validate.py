@@ -23,6 +23,7 @@ _Kind = jsonschema_rs.ValidationErrorKind
 _INTEGER = re.compile(r"-?[0-9]{1,18}\Z")
 _FRACTION = re.compile(rb"[\[:,\s]-?[0-9]+[.eE]")
 _MAX_QUERY_FIELDS = 32
+_MAX_FIELDS = 64  # of a body; no operation has so many
 _MAX_SHOWN = 500
 
 
@@ -47,6 +48,8 @@ class BodyCheck:
             value = orjson.loads(raw)
         except orjson.JSONDecodeError as error:
             raise Malformed(f"The body is no JSON: {error}.") from None
+        if isinstance(value, dict) and len(value) > _MAX_FIELDS:  # before the validator copies them all into its error
+            raise Invalid("The body has too many fields.", expected=f"at most {_MAX_FIELDS} fields")
         validator = self._validator if self._property is None else self._choose(value)
         try:
             if not validator.is_valid(value):

@@ -309,3 +309,11 @@ async def test_the_body_limit_is_a_setting(database: str, tmp_path: Any, session
         api = Api(small.url, session, small.token())
         assert (await api.post("/v1/images", {"name": "x", "properties": {"k": "v" * 4000, "l": "v" * 4000}})).status == 413
         assert (await api.post("/v1/images", {"name": "x"})).status == 201
+
+
+async def test_a_body_of_very_many_faults_costs_little(api: Api) -> None:
+    """The first fault ends the check: to find a million of them took gigabytes."""
+    many = b'{"operation":"download",' + b",".join(b'"k%d":1' % number for number in range(400_000)) + b"}"
+    assert (await api.send("POST", "/v1/tickets", raw=many)).status == 400
+    reply = await api.send("POST", "/v1/tickets:batch", raw=b'{"tickets":[' + b"{}," * 1_000_000 + b"{}]}")
+    assert (reply.status, reply.body["field"]) == (400, "tickets")
