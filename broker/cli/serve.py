@@ -19,9 +19,9 @@ from broker.embedded import EmbeddedError
 from broker.errors import BrokerError
 from broker.service.keys import WrongPassphrase
 
-GC_THRESHOLDS = (50_000, 50, 1000)
-"""Requests free what they make by reference counting; what stays is the memory of hot blobs, and walking through that again and
-again to find cycles costs more than everything else. A full collection comes with every 2.5 billion objects kept."""
+GC_THRESHOLDS = (10_000, 20, 1000)
+"""Requests free what they make by reference counting; what stays is the memory of hot blobs, and walking through all of it again
+and again to look for cycles took most of a processor. Young objects are still looked through as often as 10,000 of them stay."""
 
 _log = structlog.get_logger(__name__)
 
