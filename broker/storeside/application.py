@@ -191,6 +191,24 @@ class Application:
         return await asyncio.to_thread(self._uploads.finish, grant.path, upload, wanted, metadata, grant.length, grant.digest)
 
 
+class Server(web.Server):
+    """aiohttp's server, whose own refusals (of what is no HTTP) repeat nothing of the request: it may hold a token."""
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        response = _problem(Refused(500, "the store failed") if status == 500 else Refused(400, "this is no HTTP that can be read"))
+        response.force_close()
+        return response
+
+
 @contextlib.asynccontextmanager
 async def _in_thread(block: contextlib.AbstractContextManager[_T]) -> AsyncIterator[_T]:
     """Enter and leave `block` off the loop: freeing a big file takes its time."""

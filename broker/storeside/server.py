@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 from aiohttp import web
 
-from broker.storeside.application import Application
+from broker.storeside.application import Application, Server
 from broker.storeside.disk import Tree
 from broker.storeside.jwks import KeySource
 from broker.storeside.receive import READ_BYTES
@@ -37,7 +37,7 @@ async def serve(tree: Tree, keys: KeySource, host: str, port: int, *, audience: 
     # so aiohttp must not undo a Content-Encoding.
     logging.getLogger("aiohttp").setLevel(logging.CRITICAL + 1)
     application = Application(tree, keys, audience=audience, issuer=issuer)
-    server = web.Server(application, access_log=None, read_bufsize=READ_BYTES, auto_decompress=False)
+    server = Server(application, access_log=None, read_bufsize=READ_BYTES, auto_decompress=False)
     runner = web.ServerRunner(server, shutdown_timeout=_LAST_SECONDS)
     await runner.setup()
     refreshing = asyncio.create_task(keys.run())

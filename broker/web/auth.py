@@ -108,7 +108,7 @@ class IssuerKeys:
         keys = (await self._get(url)).get("keys")
         if not isinstance(keys, list):
             raise KeysUnavailable("no JWK Set")
-        return [key for key in keys if isinstance(key, dict) and key.get("kty") in ALGORITHMS and key.get("use", "sig") == "sig"]
+        return [key for key in keys if isinstance(key, dict) and _is_usable(key)]
 
     async def _get(self, url: str) -> dict[str, Any]:
         timeout = aiohttp.ClientTimeout(total=FETCH_SECONDS)
@@ -263,6 +263,10 @@ def _claim(claims: Mapping[str, Any], name: str) -> Any:
     for step in name.split("."):
         found = found.get(step) if isinstance(found, dict) else None
     return found
+
+
+def _is_usable(key: Jwk) -> bool:
+    return isinstance(key.get("kty"), str) and key["kty"] in ALGORITHMS and key.get("use", "sig") == "sig"
 
 
 def _is_name(value: Any) -> bool:

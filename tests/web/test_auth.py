@@ -243,6 +243,11 @@ async def test_an_issuer_that_misbehaves(session: aiohttp.ClientSession, idp: Id
     assert idp.url not in str(error.value.problem())
 
 
+async def test_what_is_no_key_among_an_issuers_keys_is_passed_over(session: aiohttp.ClientSession, idp: Idp) -> None:
+    idp.keys += [{"kty": ["EC"]}, {"kty": {}}, {"kty": "oct", "k": "AA", "kid": "k1"}, {"kty": "EC", "kid": "k2", "crv": []}, {}]
+    assert (await verify(session, idp, idp.token("k1"))).subject == "alice"
+
+
 async def test_known_keys_survive_an_outage(session: aiohttp.ClientSession, idp: Idp) -> None:
     checker = authenticator(session, idp)
     await checker.authenticate(f"Bearer {idp.token('k1')}")
