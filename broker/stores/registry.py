@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.metadata import entry_points
 from types import MappingProxyType
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -53,8 +54,11 @@ def open_store(
 ) -> base.Store:
     """The store behind a registration. `credentials` are all that the broker has, by the name that registrations use.
 
-    Raises `Invalid` when the kind or the credential is unknown, or a setting is wrong.
+    Raises `Invalid` when the kind or the credential is unknown, or an endpoint or a setting is wrong.
     """
+    _check_address(store.endpoint, "endpoint")
+    if store.internal_endpoint is not None:
+        _check_address(store.internal_endpoint, "internal_endpoint")
     opener = _OWN.get(store.kind) or _third_party(store.kind)
     if opener is None:
         raise Invalid(f"there is no kind of store called {store.kind[:64]}", field="kind", expected="one of " + ", ".join(kinds()))
@@ -65,6 +69,14 @@ def open_store(
             f"store {store.name}: the broker has no such credential", field="credential", expected="a name from the broker's credentials"
         )
     return opener(store, credentials[store.credential], signer, session)
+
+
+def _check_address(endpoint: str, field: str) -> None:
+    """Raise `Invalid` for a host in broken brackets or a port that is none, whatever the kind of store makes of the rest."""
+    try:
+        _ = urlsplit(endpoint).port
+    except ValueError:
+        raise Invalid("This is no address.", field=field, expected="scheme://host[:port]") from None
 
 
 @lru_cache(maxsize=64)

@@ -64,6 +64,9 @@ def test_a_third_party_kind() -> None:
         (Store(1, "one", "s3", "x", "http://h", settings={"bucket": "b"}, credential="other"), "credential"),
         (Store(1, "one", "s3", "x", "http://h", settings={"bucket": "b"}), "credential"),
         (Store(1, "one", "http", "x", "http://h", settings={"bucket": "b"}), "settings.bucket"),
+        *((Store(1, "one", kind, "x", "http://[::1", credential=kind), "endpoint") for kind in ("s3", "swift", "http")),
+        (Store(1, "one", "http", "x", "http://h:99999"), "endpoint"),
+        (Store(1, "one", "http", "x", "http://h", internal_endpoint="http://h:port"), "internal_endpoint"),
     ],
 )
 def test_what_cannot_be_opened(store: Store, field: str) -> None:
