@@ -8,7 +8,7 @@ from uuid import UUID
 
 from broker import errors, rank
 from broker.accept import Candidate
-from broker.model import Blob, Client
+from broker.model import Client
 from broker.permit import may_see_store
 from broker.service import places
 from broker.service.context import Context
@@ -69,11 +69,6 @@ def avoided(context: Context, client: Client, request: Mapping[str, Any], candid
 def excluded(ranking: rank.Ranking) -> list[dict[str, str]]:
     """The exclusions that this principal may know of, each with its reason (invariant 10)."""
     return [{"store": candidate.store, "reason": reason} for candidate, reason in ranking.excluded]
-
-
-def summary(blob: Blob) -> dict[str, Any]:
-    """A blob as tickets show it."""
-    return {"id": str(blob.id), "size": blob.size, "digests": blob.digests, "state": blob.state}
 
 
 def render_download(

@@ -10,8 +10,8 @@ from broker.catalog import blobs, views
 from broker.catalog.connect import reachable
 from broker.catalog.views import BlobView
 from broker.model import Client
-from broker.service.asked import summary
 from broker.service.context import Context
+from broker.service.summary import summary
 
 
 async def get_blob(context: Context, client: Client, id: UUID) -> dict[str, Any]:

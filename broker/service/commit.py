@@ -25,9 +25,10 @@ from broker.catalog import tickets as records
 from broker.catalog.transaction import transaction
 from broker.catalog.uploads import Destination, Upload
 from broker.model import Blob, BlobState, Client, Observation, PartSeen, Pieces, Replica, ReplicaState, Store, UploadState, new_id
-from broker.service import asked, destinations, parts
+from broker.service import destinations, parts
 from broker.service import replicas as replica_service
 from broker.service.context import Context
+from broker.service.summary import summary
 from broker.service.targets import complain
 from broker.service.upload import active_place, forget, own, seen_parts
 from broker.verify import Accepted, Declaration, Mismatched, PartDeclared, Verdict, combined, declaration_problems, parts_problem, verdict
@@ -366,7 +367,7 @@ async def _answer(context: Context, client: Client, upload: Upload) -> dict[str,
         replica = await replica_service.get_replica(context, client, upload.replica_id)
     except errors.NotFound:
         raise errors.Gone("The upload was committed; its replica has been removed since.") from None
-    answer = {"id": str(upload.id), "state": "committed", "blob": asked.summary(blob), "replica": replica.body}
+    answer = {"id": str(upload.id), "state": "committed", "blob": summary(blob), "replica": replica.body}
     if upload.image_id is not None:
         answer["image"] = str(upload.image_id)
     if upload.format is not None:

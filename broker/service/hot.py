@@ -22,7 +22,7 @@ from broker.catalog.views import BlobView
 from broker.metrics import Metrics
 from broker.model import Image, Store
 from broker.permit import anyone_may_read
-from broker.service import asked
+from broker.service.summary import summary
 
 BLOB_BYTES = 1300
 REPLICA_BYTES = 900
@@ -162,7 +162,7 @@ class Hot:
             candidates,
             all(map(accept.is_offered_to_all, candidates)),
             anyone_may_read(view.images),
-            orjson.Fragment(orjson.dumps(asked.summary(view.blob))),
+            orjson.Fragment(orjson.dumps(summary(view.blob))),
             BLOB_BYTES + REPLICA_BYTES * len(view.replicas) + 200 * len(view.images),
         )
 

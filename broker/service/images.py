@@ -19,11 +19,11 @@ from broker.catalog import blobs, images, replicas, views
 from broker.catalog.replicas import ReplicaRecord
 from broker.catalog.transaction import transaction
 from broker.model import Blob, BlobState, Client, Exposure, Image, ImageStatus, ReplicaState, Role, Visibility
-from broker.service.asked import summary
 from broker.service.context import Context
 from broker.service.idempotency import Claim
 from broker.service.listing import Versioned, id_marker, limit_of, render_page
 from broker.service.places import instant
+from broker.service.summary import summary
 
 MAX_PROPERTIES = 128
 """How many properties an image may have; the contract bounds each request by the same number."""

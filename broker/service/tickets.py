@@ -22,6 +22,7 @@ from broker.service import asked, places, upload
 from broker.service.context import Context
 from broker.service.hot import HotBlob
 from broker.service.places import Recorded
+from broker.service.summary import summary
 
 
 async def find(context: Context, client: Client, id: UUID) -> TicketRecord:
@@ -56,7 +57,7 @@ async def get_ticket(context: Context, client: Client, id: UUID) -> dict[str, An
         "id": str(id),
         "operation": "download",
         "state": "expired" if record.state == "open" and record.expired else record.state,
-        "blob": asked.summary(blob.blob),
+        "blob": summary(blob.blob),
         "expires_at": places.instant(record.expires_at),
         "places": shown_places,
     }

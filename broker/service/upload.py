@@ -21,8 +21,9 @@ from broker.catalog import tickets as records
 from broker.catalog.transaction import transaction
 from broker.catalog.uploads import Destination, NewUpload, Upload
 from broker.model import Blob, BlobState, Client, Operation, Store, UploadState, new_id
-from broker.service import asked, destinations, parts, places, targets
+from broker.service import destinations, parts, places, targets
 from broker.service.context import Context
+from broker.service.summary import summary
 from broker.service.targets import Known, Target
 from broker.verify import Declaration, declaration_problems
 
@@ -312,7 +313,7 @@ async def _head(context: Context, upload: Upload) -> dict[str, Any]:
         "id": str(upload.id),
         "operation": "upload",
         "state": state,
-        "blob": asked.summary(Blob(upload.blob_id, upload.size, upload.digests, blob_state)),
+        "blob": summary(Blob(upload.blob_id, upload.size, upload.digests, blob_state)),
         "expires_at": places.instant(upload.expires_at),
     }
     if upload.image_id is not None:

@@ -212,7 +212,7 @@ class SwiftStore:
                 async with asyncio.TaskGroup() as group:
                     for part in parts:
                         group.create_task(self._seal_segment(slots, upload, part))
-            except* (NotUploaded, StoreUnavailable) as failures:
+            except ExceptionGroup as failures:  # what `except*` raises would be a group again
                 raise failures.exceptions[0] from None
             await self._write_manifest(name, upload, parts, metadata)
         await self.abort(key, upload)

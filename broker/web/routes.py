@@ -22,7 +22,7 @@ import orjson
 import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
-from multidict import CIMultiDict
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from broker import errors
 from broker.catalog.connect import is_transient
@@ -175,7 +175,7 @@ class Api:
             call.path = route.path(path)
         call.query = route.query.query(query)
         if route.header_names:
-            given = {name: value for name in route.header_names if (value := headers.get(name)) is not None}
+            given = {name: value for name in route.header_names if (value := _single(headers, name)) is not None}
             call.headers = route.headers(given) if given else given
         if route.body is not None:
             call.body = route.body(await self._read(request, route.media_type or _JSON))
@@ -185,7 +185,7 @@ class Api:
 
     async def _client(self, request: web.BaseRequest) -> Client:
         headers = request.headers
-        authorization = headers.get("Authorization")
+        authorization = _single(headers, "Authorization")
         principal = self._authenticator.known(authorization) if authorization is not None else None
         if principal is None:
             principal = await self._authenticator.authenticate(authorization)
@@ -253,6 +253,14 @@ def _unexpected(error: BaseException | None, request_id: str | None) -> errors.B
     return errors.BrokerError(
         "The operator finds more under this request's id." if request_id is None else f"The request's id is {request_id}."
     )
+
+
+def _single(headers: CIMultiDictProxy[str], name: str) -> str | None:
+    """The value of a header that may come once: a front that takes the last of two would see another request. Raises `Malformed`."""
+    values = headers.getall(name, ())
+    if len(values) > 1:
+        raise errors.Malformed("A header is given twice.", field=name, expected="this header once")
+    return values[0] if values else None
 
 
 def _snake(operation_id: str) -> str:

@@ -317,3 +317,19 @@ async def test_a_body_of_very_many_faults_costs_little(api: Api) -> None:
     assert (await api.send("POST", "/v1/tickets", raw=many)).status == 400
     reply = await api.send("POST", "/v1/tickets:batch", raw=b'{"tickets":[' + b"{}," * 1_000_000 + b"{}]}")
     assert (reply.status, reply.body["field"]) == (400, "tickets")
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Idempotency-Key"])
+async def test_a_header_that_comes_twice(broker: RunningBroker, name: str) -> None:
+    """A front that takes the last of two would see another principal, or another request."""
+    body = b'{"name":"x"}'
+    given = {"Authorization": f"Bearer {broker.token()}", "Idempotency-Key": "one"}
+    lines = [f"{header}: {value}" for header, value in given.items()] + [f"{name}: {given[name]}"]
+    head = "\r\n".join(["POST /v1/images HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}", *lines])
+    host, _, port = broker.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(head.encode() + b"\r\n\r\n" + body)
+    answer = await asyncio.wait_for(reader.readuntil(b"}"), 10)
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert name.encode() in answer
