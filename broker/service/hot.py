@@ -67,7 +67,7 @@ class Hot:
         self._fresh = fresh
         self._kept: OrderedDict[str, HotBlob | HotImage] = OrderedDict()
         self._held = 0
-        self._loading: dict[str, bool] = {}  # subject under look-up → changed meanwhile
+        self._under_way: list[set[str]] = []  # for each look-up, what has changed since it began
         self._cold_blobs: Coalescer[str, BlobView | None] = Coalescer(pool, views.blobs, "blobs", metrics)
         self._cold_images: Coalescer[str, Image | None] = Coalescer(pool, views.images, "images", metrics)
 
@@ -78,8 +78,8 @@ class Hot:
 
     def forget(self, id: str) -> None:
         """Drop what is known of a blob or an image, also if a look-up under way is just about to tell it."""
-        if id in self._loading:
-            self._loading[id] = True
+        for changed in self._under_way:
+            changed.add(id)
         entry = self._kept.pop(id, None)
         if entry is not None:
             self._held -= entry.size
@@ -107,9 +107,10 @@ class Hot:
         self._metrics.hot_hits.inc(by=len(found) - len(cold))
         if cold:
             self._metrics.hot_misses.inc(by=len(cold))
-            for id, view in zip(cold, await self._load(cold, self._cold_blobs), strict=True):
+            looked_up, changed = await self._load(cold, self._cold_blobs)
+            for id, view in zip(cold, looked_up, strict=True):
                 found[id] = None if view is None else self._hot_blob(view)
-            self._keep({id: found[id] for id in cold})
+            self._keep({id: found[id] for id in cold}, changed)
         return [found[id] for id in ids]
 
     async def images(self, ids: Sequence[str]) -> list[Image | None]:
@@ -125,27 +126,26 @@ class Hot:
                 found[id] = None
         cold = [id for id, entry in found.items() if entry is None]
         if cold:
-            for id, image in zip(cold, await self._load(cold, self._cold_images), strict=True):
+            looked_up, changed = await self._load(cold, self._cold_images)
+            for id, image in zip(cold, looked_up, strict=True):
                 if image is not None:
                     found[id] = HotImage(image, IMAGE_BYTES + PROPERTY_BYTES * len(image.properties))
-            self._keep({id: found[id] for id in cold})
+            self._keep({id: found[id] for id in cold}, changed)
         return [entry.image if (entry := found[id]) else None for id in ids]
 
-    async def _load(self, ids: Sequence[str], look_up: Coalescer[str, Any]) -> Sequence[Any]:
-        for id in ids:
-            self._loading.setdefault(id, False)
+    async def _load(self, ids: Sequence[str], look_up: Coalescer[str, Any]) -> tuple[Sequence[Any], set[str]]:
+        """What the catalogue has, and the ids that changed since it was asked."""
+        changed: set[str] = set()
+        self._under_way.append(changed)
         try:
-            return await look_up(ids)
-        except BaseException:
-            for id in ids:
-                self._loading.pop(id, None)
-            raise
+            return await look_up(ids), changed
+        finally:
+            self._under_way = [other for other in self._under_way if other is not changed]
 
-    def _keep(self, entries: Mapping[str, HotBlob | HotImage | None]) -> None:
+    def _keep(self, entries: Mapping[str, HotBlob | HotImage | None], changed: set[str]) -> None:
         """Keep what was looked up, unless it changed meanwhile, and let go what was not used for longest."""
         for id, entry in entries.items():
-            changed = self._loading.pop(id, False)
-            if entry is None or changed or id in self._kept:
+            if entry is None or id in changed or id in self._kept:
                 continue
             self._kept[id] = entry
             self._held += entry.size

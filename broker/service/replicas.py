@@ -15,6 +15,7 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -321,13 +322,11 @@ async def look_again(context: Context, id: UUID) -> None:
     replica = record.replica
     if state is replica.state:
         return
-    try:
+    with contextlib.suppress(errors.PreconditionFailed, errors.NotFound):  # it was changed since it was read
         async with transaction(context.db) as connection:
             await blobs.lock(connection, [replica.blob_id])
             observed = (_OBSERVER, strength or replica.observed_strength)
             await replicas.change(
                 connection, id, replica.version, purpose=replica.purpose, deletable=replica.deletable, state=state, observed=observed
             )
-    except (errors.PreconditionFailed, errors.NotFound):
-        pass  # it was changed since it was read
     context.memory.forget("blob", str(replica.blob_id))
