@@ -36,7 +36,7 @@ ALGORITHMS = ("ES256", "RS256", "EdDSA")
 """What a verifier may accept. Nothing symmetric: a verifier holds no secret."""
 
 LEEWAY_SECONDS = 5
-"""How far a verifier's clock may be off: `nbf` and `exp` are stretched by this much, once, at the verifier."""
+"""How far a verifier's clock may be behind: `nbf` is stretched by this much, once, at the verifier. `exp` is exact (invariant 8)."""
 
 MAX_TOKEN_LENGTH = 4096
 """Longer tokens are refused unread (characters)."""

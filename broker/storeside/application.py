@@ -32,19 +32,18 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from typing import TypeVar
-from urllib.parse import parse_qsl, unquote_to_bytes
 
 import orjson
 from aiohttp import web
 
-from broker.claims import TransferToken
 from broker.model import DIGEST_HEX_LENGTH, MAX_BLOB_SIZE
 from broker.storeside.disk import MAX_METADATA_BYTES, Found, Record, Tree
 from broker.storeside.jwks import KeySource
 from broker.storeside.receive import receive
 from broker.storeside.refused import Refused
+from broker.storeside.target import read_target, read_token
 from broker.storeside.uploads import Uploads, Wanted
-from broker.storeside.verify import UnknownKey, verify
+from broker.storeside.verify import Grant, UnknownKey, verify
 
 META = "x-broker-meta-"
 MAX_BODY_BYTES = 4 << 20
@@ -53,8 +52,6 @@ MAX_BODY_BYTES = 4 << 20
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{1,18})?|-([0-9]{1,18}))\Z")
 _META_NAME = re.compile(r"[a-z0-9-]{1,64}\Z")
 _PRINTABLE = frozenset(string.printable) - frozenset("\r\n\t\x0b\x0c")
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_MAX_TARGET = 8192
 
 _T = TypeVar("_T")
 
@@ -102,14 +99,14 @@ class Application:
             return _problem(Refused(500, "the store failed"))
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        path, query = _target(request.raw_path)
+        path, query = read_target(request.raw_path)
         if path == "/healthz" and request.method in ("GET", "HEAD"):
             return _plain(200, b"ok\n", {"Content-Type": "text/plain"})
         if request.method not in ("GET", "HEAD", "PUT", "POST", "DELETE"):
             raise Refused(405, "no such method", {"Allow": "GET, HEAD, PUT, POST, DELETE"})
-        grant = await self._verify(_token(request, query), request.method, path)
-        if grant.upload is not None:
-            return await self._on_upload(request, grant, grant.upload)
+        grant = await self._verify(request, path, read_token(query, request.headers))
+        if grant.token.upload is not None:
+            return await self._on_upload(request, grant, grant.token.upload)
         if request.method == "PUT":
             return await self._put(request, grant)
         if request.method == "DELETE":
@@ -117,12 +114,17 @@ class Application:
             return _plain(204)
         return await self._get(request, path)
 
-    async def _verify(self, token: str, method: str, path: str) -> TransferToken:
+    async def _verify(self, request: web.BaseRequest, path: str, token: str) -> Grant:
         try:
-            return verify(token, method, path, audience=self._audience, issuer=self._issuer, keys=self._keys.keys(), now=time.time())
+            return self._grant(request, path, token)
         except UnknownKey:
             await self._keys.refetch()
-        return verify(token, method, path, audience=self._audience, issuer=self._issuer, keys=self._keys.keys(), now=time.time())
+        return self._grant(request, path, token)
+
+    def _grant(self, request: web.BaseRequest, path: str, token: str) -> Grant:
+        return verify(
+            token, request.method, path, request.headers, self._keys.keys(), time.time(), audience=self._audience, issuer=self._issuer
+        )
 
     # --- objects ---
 
@@ -148,47 +150,48 @@ class Application:
                 await response.write_eof()
             return response
 
-    async def _put(self, request: web.BaseRequest, grant: TransferToken) -> web.StreamResponse:
-        length = _body_length(request, grant)
+    async def _put(self, request: web.BaseRequest, grant: Grant) -> web.StreamResponse:
+        token, length = grant.token, grant.body_length
         metadata = _metadata(request.headers)
-        if await asyncio.to_thread(self._tree.exists, grant.path):
+        if await asyncio.to_thread(self._tree.exists, token.path):
             raise Refused(412, "an object is there already; objects are never overwritten")
         async with _in_thread(self._tree.temporary()) as (descriptor, name):
             await _go_on(request)
             received = await receive(request.content, descriptor, 0, length)
-            received.check(grant.digest)
+            received.check(token.digest)
             record = Record(received.sha256, received.md5, metadata)
-            await asyncio.to_thread(self._tree.place, self._tree.tmp, name, descriptor, grant.path, record)
+            await asyncio.to_thread(self._tree.place, self._tree.tmp, name, descriptor, token.path, record)
         return _plain(201, headers={"ETag": f'"{received.sha256}"', "Repr-Digest": _repr_digest(record)})
 
     # --- uploads ---
 
-    async def _on_upload(self, request: web.BaseRequest, grant: TransferToken, upload: str) -> web.StreamResponse:
+    async def _on_upload(self, request: web.BaseRequest, grant: Grant, upload: str) -> web.StreamResponse:
         if request.method == "PUT":
             return _json(await self._put_part(request, grant, upload))
         if request.method == "POST":
             return _json(await self._finish(request, grant, upload))
         if request.method == "DELETE":
-            await asyncio.to_thread(self._uploads.abort, grant.path, upload)
+            await asyncio.to_thread(self._uploads.abort, grant.token.path, upload)
             return _plain(204)
         if request.method == "GET":
-            return _json({"parts": await asyncio.to_thread(self._uploads.parts, grant.path, upload)})
+            return _json({"parts": await asyncio.to_thread(self._uploads.parts, grant.token.path, upload)})
         raise Refused(405, "an upload has no HEAD", {"Allow": "GET, PUT, POST, DELETE"})
 
-    async def _put_part(self, request: web.BaseRequest, grant: TransferToken, upload: str) -> object:
-        length, offset = _body_length(request, grant), grant.offset
+    async def _put_part(self, request: web.BaseRequest, grant: Grant, upload: str) -> object:
+        token, length, offset = grant.token, grant.token.length, grant.token.offset
         if length is None or offset is None:
             raise Refused(403, "the token names no part")
-        async with _in_thread(self._uploads.part(grant.path, upload, offset, length)) as descriptor:
+        async with _in_thread(self._uploads.part(token.path, upload, offset, length)) as descriptor:
             await _go_on(request)
             received = await receive(request.content, descriptor, offset, length)
-            received.check(grant.digest)
-            return await asyncio.to_thread(self._uploads.record, grant.path, upload, offset, descriptor, received)
+            received.check(token.digest)
+            return await asyncio.to_thread(self._uploads.record, token.path, upload, offset, descriptor, received)
 
-    async def _finish(self, request: web.BaseRequest, grant: TransferToken, upload: str) -> object:
+    async def _finish(self, request: web.BaseRequest, grant: Grant, upload: str) -> object:
         await _go_on(request)
         wanted, metadata = _finishing(await _read_json(request))
-        return await asyncio.to_thread(self._uploads.finish, grant.path, upload, wanted, metadata, grant.length, grant.digest)
+        token = grant.token
+        return await asyncio.to_thread(self._uploads.finish, token.path, upload, wanted, metadata, token.length, token.digest)
 
 
 class Server(web.Server):
@@ -220,51 +223,6 @@ async def _in_thread(block: contextlib.AbstractContextManager[_T]) -> AsyncItera
 
 
 # --- what was asked ---
-
-
-def _target(raw: str) -> tuple[str, str]:
-    """The percent-decoded path, and the query as it came. Raises `Refused` (400) for what can be read in two ways."""
-    path, _, query = raw.partition("?")
-    if len(raw) > _MAX_TARGET or not path.startswith("/") or "#" in raw or _BAD_ESCAPE.search(path):
-        raise Refused(400, "the request's target is malformed")
-    try:
-        return unquote_to_bytes(path).decode(), query
-    except UnicodeDecodeError:
-        raise Refused(400, "the path is not UTF-8") from None
-
-
-def _token(request: web.BaseRequest, query: str) -> str:
-    """The one token of the request."""
-    tokens = []
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name != "token":
-            raise Refused(400, "the query may hold a token, nothing else")
-        tokens.append(value)
-    for value in request.headers.getall("Authorization", []):
-        scheme, _, token = value.partition(" ")
-        if scheme.lower() == "bearer":
-            tokens.append(token.strip())
-    if not tokens:
-        raise Refused(401, "a token is required", {"WWW-Authenticate": "Bearer"})
-    if len(tokens) > 1:
-        raise Refused(400, "more than one token")
-    return tokens[0]
-
-
-def _body_length(request: web.BaseRequest, grant: TransferToken) -> int | None:
-    """How long the body must be. Only a token that binds no length allows one that does not say (chunked)."""
-    if "Content-Range" in request.headers:
-        raise Refused(400, "a PUT holds the whole; ranges are written by parts")
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise Refused(415, "bodies are stored as they are, without a content coding")
-    told = request.content_length
-    if told is None:
-        if grant.length is not None:
-            raise Refused(411, "the token binds the length, so the request must state it")
-        return None
-    if grant.length is not None and told != grant.length:
-        raise Refused(400, "the body is not as long as the token says")
-    return told
 
 
 def _metadata(headers: Mapping[str, str]) -> dict[str, str]:

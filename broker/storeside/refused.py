@@ -18,3 +18,8 @@ class Refused(Exception):
     def problem(self) -> dict[str, str | int]:
         """As an RFC 9457 object; the type is the default, ``about:blank``."""
         return {"title": HTTPStatus(self.status).phrase, "status": self.status, "detail": self.reason}
+
+
+def unproven(reason: str) -> Refused:
+    """Of a request whose token proves nothing here and now (401)."""
+    return Refused(401, reason, {"WWW-Authenticate": "Bearer"})

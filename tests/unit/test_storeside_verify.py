@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hmac
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -18,7 +20,8 @@ from hypothesis import strategies as st
 from broker.claims import LEEWAY_SECONDS, MAX_TOKEN_LENGTH, TransferToken
 from broker.sign.token import Algorithm, SigningKey, TokenSigner, generate_key, jwks, public_jwk
 from broker.storeside.refused import Refused
-from broker.storeside.verify import UnknownKey, keys_of, verify
+from broker.storeside.target import Headers
+from broker.storeside.verify import MAX_KEYS, Grant, UnknownKey, keys_of, verify
 
 NOW = 1_795_365_748.0
 ISSUER, STORE, PATH = "https://broker", "disk-1", "/images/a b"
@@ -32,13 +35,16 @@ def signed(token: TransferToken = TOKEN, key: SigningKey = ES256) -> str:
     return TokenSigner([key], token.issuer).sign(token, NOW)
 
 
-def check(token: str, method: str = "GET", path: str = PATH, now: float = NOW) -> TransferToken:
-    return verify(token, method, path, audience=STORE, issuer=ISSUER, keys=PUBLISHED, now=now)
+def check(token: str, method: str = "GET", path: str = PATH, now: float = NOW, headers: Headers = ()) -> TransferToken:
+    return verify(token, method, path, headers, PUBLISHED, now, audience=STORE, issuer=ISSUER).token
 
 
 def forged(header: dict[str, Any] | None = None, claims: Any = None, key: Any = ES256.private, algorithm: str = "ES256") -> str:
     """A token by PyJWT, with header fields added."""
     return jwt.encode(TOKEN.to_claims() if claims is None else claims, key, algorithm=algorithm, headers={"kid": ES256.id} | (header or {}))
+
+
+GOOD = signed()
 
 
 def segment(value: Any) -> str:
@@ -65,8 +71,9 @@ def test_a_good_token_grants_what_it_says(algorithm: str) -> None:
         ({"path": "/images"}, NOW, 403),
         ({"not_before": NOW + LEEWAY_SECONDS}, NOW, None),
         ({"not_before": NOW + LEEWAY_SECONDS + 1}, NOW, 401),
-        ({}, NOW + 600 + LEEWAY_SECONDS - 0.5, None),
-        ({}, NOW + 600 + LEEWAY_SECONDS, 401),
+        ({}, NOW + 599.5, None),
+        ({}, NOW + 600, 401),
+        ({}, NOW + 601, 401),
     ],
 )
 def test_claims_must_fit_exactly(change: dict[str, Any], now: float, status: int | None) -> None:
@@ -88,8 +95,101 @@ def test_a_token_is_for_one_method(granted: str, asked: str) -> None:
     assert refused.value.status == 403
 
 
+@pytest.mark.parametrize("leeway", [0.0, LEEWAY_SECONDS, 600.0])
+def test_only_the_begin_is_stretched(leeway: float) -> None:
+    def at(now: float) -> bool:
+        try:
+            verify(GOOD, "GET", PATH, (), PUBLISHED, now, audience=STORE, issuer=ISSUER, leeway=leeway)
+        except Refused:
+            return False
+        return True
+
+    assert [at(NOW - leeway + seconds) for seconds in (-1, 0)] == [False, True]
+    assert [at(NOW + 600 + seconds) for seconds in (-1, 0, 1)] == [True, False, False]
+
+
+@pytest.mark.parametrize("seconds", [-600, 600])
+def test_a_clock_ten_minutes_off(seconds: float) -> None:
+    """Behind: tokens are not valid yet. Ahead: those of ten minutes have ended, longer ones end early. Never the other way round."""
+    with pytest.raises(Refused, match="not valid yet" if seconds < 0 else "expired"):
+        check(GOOD, now=NOW + seconds)
+    longer = signed(replace(TOKEN, expires_at=NOW + 1300))
+    if seconds > 0:
+        assert check(longer, now=NOW + seconds).expires_at == NOW + 1300
+
+
+def test_the_grant_tells_the_key_and_the_length() -> None:
+    token = replace(TOKEN, method="PUT", length=5)
+    assert verify(signed(token), "PUT", PATH, {"Content-Length": "5"}, PUBLISHED, NOW, audience=STORE, issuer=ISSUER) == Grant(
+        token, ES256.id, 5
+    )
+
+
+def test_keys_may_come_as_a_document() -> None:
+    document = jwks(KEYS.values())
+    assert verify(GOOD, "GET", PATH, (), document, NOW, audience=STORE, issuer=ISSUER).token == TOKEN
+    for useless in ({}, {"keys": []}, {"keys": [{"kty": "oct"}]}):
+        with pytest.raises(Refused) as refused:
+            verify(GOOD, "GET", PATH, (), useless, NOW, audience=STORE, issuer=ISSUER)
+        assert refused.value.status == 503
+
+
+LENGTH_FIVE = {"Content-Length": "5"}
+CHUNKED = {"Transfer-Encoding": "chunked"}
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "bound", "status"),
+    [
+        ("GET", {}, None, None),
+        ("GET", {"content-length": "0"}, None, None),
+        ("GET", LENGTH_FIVE, None, 400),
+        ("GET", CHUNKED, None, 400),
+        ("HEAD", LENGTH_FIVE, None, 400),
+        ("DELETE", LENGTH_FIVE, None, 400),
+        ("GET", [("Range", "bytes=0-1"), ("range", "bytes=2-3")], None, 400),
+        ("GET", [("Authorization", "Bearer x"), ("AUTHORIZATION", "Basic x")], None, 400),
+        ("GET", [("Host", "a"), ("Host", "b")], None, 400),
+        ("GET", [("Accept", "a"), ("Accept", "b")], None, None),
+        ("GET", {"X-HTTP-Method-Override": "DELETE"}, None, 400),
+        ("GET", {"X-Original-URL": "/other"}, None, 400),
+        ("PUT", LENGTH_FIVE, 5, None),
+        ("PUT", {"Content-Length": "6"}, 5, 400),
+        ("PUT", {"Content-Length": "4"}, 5, 400),
+        ("PUT", {"Content-Length": "5 "}, 5, 400),
+        ("PUT", {"Content-Length": "+5"}, 5, 400),
+        ("PUT", {"Content-Length": "5, 5"}, 5, 400),
+        ("PUT", {"Content-Length": "٥"}, 5, 400),
+        ("PUT", {"Content-Length": "0x5"}, None, 400),
+        ("PUT", {"Content-Length": "9" * 19}, None, 400),
+        ("PUT", [("Content-Length", "5"), ("Content-Length", "5")], 5, 400),
+        ("PUT", {}, 5, 411),
+        ("PUT", {}, 0, 411),
+        ("PUT", {}, None, None),
+        ("PUT", CHUNKED, 5, 411),
+        ("PUT", CHUNKED, None, None),
+        ("PUT", CHUNKED | LENGTH_FIVE, None, 400),
+        ("PUT", {"Transfer-Encoding": "gzip, chunked"}, None, 400),
+        ("PUT", {"Transfer-Encoding": "identity"}, None, 400),
+        ("PUT", {"Transfer-Encoding": "chunked\x0b"}, None, 400),
+        ("PUT", {"Content-Range": "bytes 0-4/9"} | LENGTH_FIVE, 5, 400),
+        ("PUT", {"Content-Encoding": "gzip"} | LENGTH_FIVE, 5, 415),
+        ("PUT", {"Content-Encoding": "Identity"} | LENGTH_FIVE, 5, None),
+        ("POST", {"Content-Length": "90"}, 5, None),
+        ("POST", {"Content-Encoding": "br"}, 5, 415),
+    ],
+)
+def test_what_the_fields_of_a_request_may_say(method: str, headers: Headers, bound: int | None, status: int | None) -> None:
+    token = replace(TOKEN, method="GET" if method == "HEAD" else method, length=bound, upload="u" if method == "POST" else None)
+    if status is None:
+        assert check(signed(token), method, headers=headers) == token
+    else:
+        with pytest.raises(Refused) as refused:
+            check(signed(token), method, headers=headers)
+        assert refused.value.status == status
+
+
 PUBLIC_PEM = ES256.private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-GOOD = signed()
 HEAD, BODY, SIGNATURE = GOOD.split(".")
 
 
@@ -215,3 +315,18 @@ def test_unusable_keys_are_left_out(entry: Any) -> None:
 def test_what_is_no_key_set_is_refused(document: Any) -> None:
     with pytest.raises(ValueError, match="JWKS"):
         keys_of(document)
+
+
+def test_a_set_of_too_many_keys_is_no_set() -> None:
+    assert keys_of({"keys": [public_jwk(ES256)] * MAX_KEYS}).keys() == {ES256.id}
+    with pytest.raises(ValueError, match="too many"):
+        keys_of({"keys": [public_jwk(ES256)] * (MAX_KEYS + 1)})
+
+
+def test_importing_the_verifier_loads_no_server() -> None:
+    program = "import sys; from broker.storeside import verify, Grant, Refused, keys_of, read_target; print(callable(verify), *sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert loaded[0] == "True"
+    assert {"aiohttp", "click", "asyncio", "prometheus_client", "broker.storeside.server", "broker.storeside.application"}.isdisjoint(
+        loaded
+    )
