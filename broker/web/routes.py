@@ -22,7 +22,7 @@ import orjson
 import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDictProxy, istr
 
 from broker import errors
 from broker.catalog.connect import is_transient
@@ -33,6 +33,7 @@ from broker.web import contract, problem
 from broker.web.auth import Authenticator
 from broker.web.call import Answer, Call
 from broker.web.client import INSTANCE_HEADER, ClientFinder
+from broker.web.reply import Reply
 from broker.web.validate import BodyCheck, ParameterCheck
 
 Handler = Callable[[Call], Awaitable[Answer]]
@@ -41,7 +42,11 @@ BODY_SECONDS = 60.0
 """A body must have arrived in this time."""
 
 _JSON = "application/json"
-_SERVER = "transfer-broker"
+_AUTHORIZATION, _CONTENT_ENCODING, _CONTENT_TYPE, _FORWARDED, _INSTANCE, _TRACE = map(
+    istr, ("Authorization", "Content-Encoding", "Content-Type", "X-Forwarded-For", INSTANCE_HEADER, "traceparent")
+)
+"""Names of header fields that are looked up without changing their case first."""
+
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")  # W3C Trace Context, version 00
 _PARAMETER = re.compile(r"\{([a-z]+)\}")
 _log = structlog.get_logger(__name__)
@@ -59,7 +64,7 @@ class Route:
         self.body = BodyCheck(operation.body) if operation.body is not None else None
         self.path = ParameterCheck(operation.of("path")) if operation.of("path") else None
         self.query = ParameterCheck(operation.of("query"))
-        self.header_names = tuple(parameter.name for parameter in operation.of("header"))
+        self.header_names = tuple(istr(parameter.name) for parameter in operation.of("header"))
         self.headers = ParameterCheck(operation.of("header"))
 
 
@@ -126,7 +131,7 @@ class Api:
         """The answer to one request, whatever happens."""
         began = perf_counter()
         incoming = request.headers
-        traceparent = incoming.get("traceparent")
+        traceparent = incoming.get(_TRACE)
         if traceparent is not None and _TRACEPARENT.match(traceparent) is None:
             traceparent = None
         request_id = f"{self._prefix}-{next(self._ids):x}"
@@ -142,9 +147,9 @@ class Api:
             body = answer.body if isinstance(answer.body, bytes) or answer.body is None else orjson.dumps(answer.body)
             headers = {"Content-Type": _JSON} if body is not None else {}
             if answer.headers is not None:
-                headers |= answer.headers
+                headers.update(answer.headers)
         except errors.BrokerError as error:
-            status, body, headers = problem.render(error, token_given="Authorization" in incoming)
+            status, body, headers = problem.render(error, token_given=_AUTHORIZATION in incoming)
             if status == 500:
                 _log.error("internal error", exc_info=error)
             close = isinstance(error, errors.TooLarge)
@@ -153,17 +158,13 @@ class Api:
         except Exception as error:
             status, body, headers = problem.render(_unexpected(error, request_id))
         headers["X-Request-Id"] = request_id
-        headers["Server"] = _SERVER
         if traceparent is not None:
             headers["traceparent"] = traceparent
-        response = web.Response(status=status, body=body, headers=CIMultiDict(headers))
-        if close:
-            response.force_close()
         metrics = self._context.metrics
         operation = route.id if route is not None else ""
         metrics.http_requests.inc(operation, str(status))
         metrics.http_seconds.observe(perf_counter() - began, operation)
-        return response
+        return Reply(status, headers, body, close=close)
 
     async def _answer(self, request: web.BaseRequest, route: Route, path: dict[str, str], query: str) -> Answer:
         headers = request.headers
@@ -174,9 +175,9 @@ class Api:
         if route.path is not None:
             call.path = route.path(path)
         call.query = route.query.query(query)
-        if route.header_names:
-            given = {name: value for name in route.header_names if (value := _single(headers, name)) is not None}
-            call.headers = route.headers(given) if given else given
+        given = {str(name): value for name in route.header_names if (value := _single(headers, name)) is not None}
+        if given:
+            call.headers = route.headers(given)
         if route.body is not None:
             call.body = route.body(await self._read(request, route.media_type or _JSON))
         elif request.body_exists and request.content_length != 0:
@@ -185,20 +186,20 @@ class Api:
 
     async def _client(self, request: web.BaseRequest) -> Client:
         headers = request.headers
-        authorization = _single(headers, "Authorization")
+        authorization = _single(headers, _AUTHORIZATION)
         principal = self._authenticator.known(authorization) if authorization is not None else None
         if principal is None:
             principal = await self._authenticator.authenticate(authorization)
-        return self._clients.find(principal, request.remote or "", headers.getall("X-Forwarded-For", ()), headers.get(INSTANCE_HEADER))
+        return self._clients.find(principal, request.remote or "", headers.getall(_FORWARDED, ()), headers.get(_INSTANCE))
 
     async def _read(self, request: web.BaseRequest, media_type: str) -> bytes:
         """The body of an operation that takes one. Raises `UnsupportedMediaType`, `TooLarge`, `Malformed`."""
-        given = request.headers.get("Content-Type", "")
+        given = request.headers.get(_CONTENT_TYPE, "")
         if given != media_type and given.partition(";")[0].strip().lower() not in (media_type, _JSON):
             if not request.body_exists:
                 raise errors.Malformed("A JSON body is required.")
             raise errors.UnsupportedMediaType(field="Content-Type", expected=media_type)
-        if "Content-Encoding" in request.headers:
+        if _CONTENT_ENCODING in request.headers:
             raise errors.UnsupportedMediaType(field="Content-Encoding", expected="no encoding")
         return await self._payload(request)
 
@@ -207,16 +208,20 @@ class Api:
         if length is not None and length > self._limit:
             raise errors.TooLarge(f"The body is over {self._limit} bytes.")
         try:
-            if request.content.is_eof():
-                return await request.read()
-            async with asyncio.timeout(BODY_SECONDS):
-                return await request.read()
+            content = request.content
+            if not content.is_eof():
+                async with asyncio.timeout(BODY_SECONDS):
+                    return await request.read()
+            body = content.read_nowait()  # what nearly always has arrived with the head
         except web.HTTPRequestEntityTooLarge:
             raise errors.TooLarge(f"The body is over {self._limit} bytes.") from None
         except TimeoutError:
             raise errors.Malformed("The body did not arrive in time.") from None
         except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, ConnectionError):
             raise errors.Malformed("The body did not arrive as it was announced.") from None
+        if len(body) > self._limit:
+            raise errors.TooLarge(f"The body is over {self._limit} bytes.")
+        return body
 
 
 class ApiServer(web.Server):
@@ -240,9 +245,7 @@ class _Connection(RequestHandler):
     ) -> web.StreamResponse:
         error = _unexpected(exc, None) if status == 500 else errors.Malformed("This is no HTTP that can be read.")
         status, body, headers = problem.render(error)
-        response = web.Response(status=status, body=body, headers={**headers, "Server": _SERVER})
-        response.force_close()
-        return response
+        return Reply(status, headers, body, close=True)
 
 
 def _unexpected(error: BaseException | None, request_id: str | None) -> errors.BrokerError:
@@ -255,12 +258,14 @@ def _unexpected(error: BaseException | None, request_id: str | None) -> errors.B
     )
 
 
-def _single(headers: CIMultiDictProxy[str], name: str) -> str | None:
+def _single(headers: CIMultiDictProxy[str], name: istr) -> str | None:
     """The value of a header that may come once: a front that takes the last of two would see another request. Raises `Malformed`."""
-    values = headers.getall(name, ())
+    if name not in headers:
+        return None
+    values = headers.getall(name)
     if len(values) > 1:
-        raise errors.Malformed("A header is given twice.", field=name, expected="this header once")
-    return values[0] if values else None
+        raise errors.Malformed("A header is given twice.", field=str(name), expected="this header once")
+    return values[0]
 
 
 def _snake(operation_id: str) -> str:
