@@ -64,17 +64,14 @@ class UnknownKey(Refused):
 def keys_of(document: Any) -> Keys:
     """The usable keys of a JWKS (RFC 7517 section 5). Keys of other kinds or for other uses are left out.
 
-    Raises `ValueError` when `document` is no key set, has more than `MAX_KEYS`, or has no usable key.
+    Raises `ValueError` when `document` is no key set or has more than `MAX_KEYS`.
     """
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise ValueError("not a JWKS")
     if len(entries) > MAX_KEYS:
         raise ValueError("too many keys in the JWKS")
-    keys = dict(_usable(entries))
-    if not keys:
-        raise ValueError("no usable key in the JWKS")
-    return keys
+    return dict(_usable(entries))
 
 
 def _usable(entries: Iterable[Any]) -> Iterable[tuple[str, jwt.PyJWK]]:
@@ -193,12 +190,13 @@ def _stated_length(fields: Mapping[str, str]) -> int | None:
 
 
 def _keys(jwks: Keys | Mapping[str, Any]) -> Keys:
-    if not jwks or isinstance(jwks.get("keys"), list):
-        try:
-            return keys_of(jwks)
-        except ValueError:
-            raise Refused(503, "the issuer's keys cannot be used") from None
-    return jwks
+    try:
+        keys = keys_of(jwks) if isinstance(jwks.get("keys"), list) else jwks
+    except ValueError:
+        raise Refused(503, "the issuer's keys cannot be used") from None
+    if not keys:
+        raise Refused(503, "the issuer publishes no usable key")
+    return keys
 
 
 def _proven(token: str, keys: Keys) -> tuple[TransferToken, str]:

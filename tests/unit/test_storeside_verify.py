@@ -128,7 +128,7 @@ def test_the_grant_tells_the_key_and_the_length() -> None:
 def test_keys_may_come_as_a_document() -> None:
     document = jwks(KEYS.values())
     assert verify(GOOD, "GET", PATH, (), document, NOW, audience=STORE, issuer=ISSUER).token == TOKEN
-    for useless in ({}, {"keys": []}, {"keys": [{"kty": "oct"}]}):
+    for useless in ({}, {"keys": []}, {"keys": [{"kty": "oct"}]}, {"keys": [1] * (MAX_KEYS + 1)}):
         with pytest.raises(Refused) as refused:
             verify(GOOD, "GET", PATH, (), useless, NOW, audience=STORE, issuer=ISSUER)
         assert refused.value.status == 503
@@ -307,11 +307,10 @@ def weak_rsa() -> dict[str, Any]:
 def test_unusable_keys_are_left_out(entry: Any) -> None:
     good = public_jwk(KEYS["EdDSA"])
     assert set(keys_of({"keys": [entry, good]})) == {good["kid"]}
-    with pytest.raises(ValueError, match="no usable key"):
-        keys_of({"keys": [entry]})
+    assert keys_of({"keys": [entry]}) == {}
 
 
-@pytest.mark.parametrize("document", [None, [], {}, {"keys": {}}, {"keys": []}, "keys"])
+@pytest.mark.parametrize("document", [None, [], {}, {"keys": {}}, {"keys": None}, "keys"])
 def test_what_is_no_key_set_is_refused(document: Any) -> None:
     with pytest.raises(ValueError, match="JWKS"):
         keys_of(document)
