@@ -62,6 +62,8 @@ class KeySource:
         self._trouble: str | None = None
         self._logged_at = float("-inf")
         self._reading = asyncio.Lock()
+        self._tried = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
         self.clock_offset: float | None = None
         """How far this machine's clock is ahead of the issuer's (seconds, whole ones), as the last answer said."""
         if location.startswith("http://") and urlsplit(location).hostname not in _LOOPBACK:
@@ -97,6 +99,12 @@ class KeySource:
             again = RETRY_SECONDS if self._read_at > float("-inf") else _FIRST_RETRY_SECONDS
             await asyncio.sleep(min(again, self._refresh_seconds) if self._trouble else self._refresh_seconds)
 
+    async def begin(self) -> None:
+        """Keep them fresh from now on by a task of this event loop, unless that was begun already; wait for the first reading."""
+        if self._running is None:
+            self._running = asyncio.create_task(self.run())
+        await self._tried.wait()
+
     async def first(self) -> bool:
         """Read once, before serving. Whether there are keys now."""
         async with self._reading:
@@ -105,6 +113,12 @@ class KeySource:
 
     async def _read(self) -> None:
         self._tried_at = monotonic()
+        try:
+            await self._take()
+        finally:
+            self._tried.set()
+
+    async def _take(self) -> None:
         try:
             text = await self._fetch() if self._location.startswith(("http://", "https://")) else await asyncio.to_thread(self._load)
             self._keys = keys_of(orjson.loads(text))

@@ -2,7 +2,7 @@
 
 The mark is a comment before a ``console`` block, ``.. tested; prints: WORD WORD``: lines that begin with ``$ `` (and ``> `` for what
 goes on) are run in order and must succeed, and what the block prints must hold every word. The other lines of a block are for people.
-The one block of Python runs after them.
+The program that uses the client runs after them.
 """
 
 from __future__ import annotations
@@ -49,8 +49,14 @@ def blocks() -> list[Block]:
 
 def example() -> str:
     """The program in the section on the library."""
-    (found,) = re.findall(r"^\.\. code-block:: python\n\n((?:(?:   .*)?\n)+)", README.read_text(), re.MULTILINE)
-    return re.sub(r"^   ", "", found, flags=re.MULTILINE)
+    (found,) = [program for program in programs() if "broker.client" in program]
+    return found
+
+
+def programs() -> list[str]:
+    """Every program in Python, in order."""
+    found = re.findall(r"^\.\. code-block:: python\n\n((?:(?:   .*)?\n)+)", README.read_text(), re.MULTILINE)
+    return [re.sub(r"^   ", "", program, flags=re.MULTILINE) for program in found]
 
 
 @pytest.fixture
@@ -74,7 +80,7 @@ def test_the_tour(home: Path) -> None:
     settings.parent.mkdir(parents=True)
     listen = f'listen = "127.0.0.1:{ports["8080"]}"\nmetrics_listen = "127.0.0.1:{ports["9180"]}"\n'
     settings.write_text(f'data_dir = "{home}/data"\n[http]\n{listen}')
-    programs = {
+    directories = {
         Path(find_program(name, install)).parent for name, install in (("broker", "pip install -e ."), ("curl", "apt-get install curl"))
     }
     tour = blocks()
@@ -85,7 +91,7 @@ def test_the_tour(home: Path) -> None:
     (home / "example.py").write_text(example())
     script += ["echo '=== example'", "python example.py", "echo '=== end'"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("BROKER_", "XDG_"))}
-    environment |= {"HOME": str(home), "PATH": os.pathsep.join([*map(str, programs), os.environ["PATH"]])}
+    environment |= {"HOME": str(home), "PATH": os.pathsep.join([*map(str, directories), os.environ["PATH"]])}
     output = _run("\n".join(script), home, environment)
     printed = re.split(r"=== (?:block \d+|example|end)\n", output)
     assert len(printed) == len(tour) + 3, output
