@@ -1,0 +1,143 @@
+"""Runs workloads under policies, and says what came of it: one JSON line each on standard output, plots on request."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from statistics import fmean
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from tests.bench.simulate import bound
+from tests.bench.simulate.policies import POLICIES
+from tests.bench.simulate.run import Result, Run
+from tests.bench.simulate.scene import Scene, load
+
+WORKLOADS = Path(__file__).parent / "workloads"
+
+
+@click.command()
+@click.option("--workload", "names", multiple=True, help="A workload by name, or a TOML file of yours. All by default.")
+@click.option("--policy", "policies", multiple=True, type=click.Choice(list(POLICIES)), help="All by default.")
+@click.option("--seeds", default=5, show_default=True, help="How often each is run; figures are means.")
+@click.option("--brokers", type=int, help="As many brokers, instead of what the workload says.")
+@click.option("--same-client", is_flag=True, help="Give every policy's clients what ours do with a ticket: help from other sources.")
+@click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Directory for a PNG of each workload.")
+def main(names: Sequence[str], policies: Sequence[str], seeds: int, brokers: int | None, same_client: bool, plots: Path | None) -> None:
+    """Time to last byte under several policies, beside the least that any could reach (ratio = makespan / bound).
+
+    For example: python -m tests.bench simulate --workload slow_store --plots /tmp/plots
+    """
+    paths = [Path(name) if name.endswith(".toml") else WORKLOADS / f"{name}.toml" for name in names] or sorted(WORKLOADS.glob("*.toml"))
+    policies = policies or list(POLICIES)
+    jobs = [(path, policy, seed, brokers, same_client) for path in paths for policy in policies for seed in range(seeds)]
+    drawn = [(path, seed) for path in paths for seed in range(seeds)]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        bounds = dict(zip(drawn, pool.map(_bound, drawn), strict=True))
+        found: dict[tuple[Path, str], list[Result]] = defaultdict(list)
+        for job, result in zip(
+            jobs, track(pool.map(_run, jobs), "simulating", total=len(jobs), console=Console(stderr=True), transient=True), strict=True
+        ):
+            found[job[0], job[1]].append(result)
+    for (path, policy), results in found.items():
+        line = {"bench": "simulate", "case": f"{path.stem}/{policy}", **_figures(results, [bounds[path, seed] for seed in range(seeds)])}
+        print(json.dumps(line | ({"same_client": True} if same_client else {})), flush=True)
+    if plots is not None:
+        plots.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            _plot({policy: found[path, policy][0] for policy in policies}, bounds[path, 0], plots / f"{path.stem}.png")
+
+
+def scene(path: Path, seed: int, brokers: int | None = None) -> Scene:
+    """One workload as drawn by `seed`."""
+    loaded = load(path, seed)
+    return loaded if brokers is None else replace(loaded, brokers=brokers)
+
+
+def _run(job: tuple[Path, str, int, int | None, bool]) -> Result:
+    path, policy, seed, brokers, same_client = job
+    drawn = scene(path, seed, brokers)
+    return Run(drawn, POLICIES[policy](drawn, Random(seed)), seed, same_client=same_client).result()
+
+
+def _bound(job: tuple[Path, int]) -> float:
+    return bound.makespan(load(*job))
+
+
+def _figures(results: Sequence[Result], bounds: Sequence[float]) -> dict[str, Any]:
+    makespans = [max(result.ends) for result in results]
+    return {
+        "value": round(fmean(makespans), 2),
+        "unit": "s",
+        "ratio": round(fmean(m / b for m, b in zip(makespans, bounds, strict=True)), 3),
+        "comparator": "fluid lower bound",
+        "comparator_value": round(fmean(bounds), 2),
+        "p50_s": round(fmean(float(np.percentile(result.seconds, 50)) for result in results), 2),
+        "p99_s": round(fmean(float(np.percentile(result.seconds, 99)) for result in results), 2),
+        "jain": round(fmean(jain(by_project(result)) for result in results), 4),
+        "utilisation": round(fmean(_utilisation(result) for result in results), 3),
+        "crossing_gb": round(fmean(result.crossing for result in results) / 1e9, 1),
+        "over_slots": max(result.over_slots for result in results),
+    }
+
+
+def by_project(result: Result) -> list[float]:
+    """Downloads that each project ended while every project still had some under way, or waiting."""
+    ended: dict[str, list[float]] = defaultdict(list)
+    for want, end in result.ended:
+        ended[result.scene.nodes[want.node].project].append(end)
+    together = min(max(ends) for ends in ended.values())
+    return [float(sum(end <= together for end in ends)) for ends in ended.values()]
+
+
+def jain(shares: Iterable[float]) -> float:
+    """Jain's index of fairness: 1 when all are equal, 1/n when one has everything (Jain, Chiu and Hawe, 1984)."""
+    values = list(shares)
+    return sum(values) ** 2 / (len(values) * sum(value * value for value in values))
+
+
+def _utilisation(result: Result) -> float:
+    """Of what the stores could have served until the last byte."""
+    return sum(result.served.values()) / (sum(store.rate for store in result.scene.stores) * max(result.ends))
+
+
+def _plot(results: Mapping[str, Result], least: float, path: Path) -> None:
+    """Who is done when, and what each store serves under our policy."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5))
+    for policy, result in results.items():
+        seconds = np.sort(result.seconds)
+        left.plot(seconds, np.arange(1, len(seconds) + 1) / len(seconds), label=policy, linewidth=2.5 if policy == "ours" else 1.2)
+    left.axvline(least, color="black", linestyle=":", label="lower bound of the makespan")
+    left.set(title=f"{path.stem}: time to last byte", xlabel="seconds", ylabel="share of downloads", xscale="log")
+    left.legend(fontsize="small")
+    shown = results.get("ours") or next(iter(results.values()))
+    instants = [instant for instant, _ in shown.timeline]
+    right.stackplot(
+        instants, *([rates[store.name] / 1e9 for _, rates in shown.timeline] for store in shown.scene.stores),
+        labels=[store.name for store in shown.scene.stores], alpha=0.8,
+    )  # fmt: skip
+    right.set(title=f"what the stores serve ({shown.policy})", xlabel="seconds", ylabel="GB/s")
+    right.legend(fontsize="small")
+    figure.text(0.5, 0.005, shown.scene.about, ha="center", fontsize="small")
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
