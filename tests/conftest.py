@@ -25,3 +25,14 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Part]:
     """SeaweedFS, shared by all tests of a session."""
     with start(tmp_path_factory.mktemp("seaweedfs")) as part:
         yield part
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says what the attack table came to (tests/attacks), from whichever process it was carried out in."""
+    reports = [*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("failed", ())]
+    columns = [value for report in reports for name, value in report.user_properties if name == "attacks"]
+    if columns:
+        cells, tries, accepted = map(sum, zip(*columns, strict=True))
+        terminalreporter.write_line(
+            f"attack table: {len(columns)} kinds of stores, {cells} attacks on them, {tries} tries, {accepted} accepted"
+        )

@@ -116,6 +116,17 @@ async def test_bindings_hold_on_a_strong_store(strong: S3Store, http_session: ai
     assert await strong.stat(key) is None
 
 
+async def test_an_object_with_a_content_coding_proves_nothing(strong: S3Store, http_session: aiohttp.ClientSession) -> None:
+    """The header is not signed, so any uploader may send it; whoever reads the object would decode it, and get other bytes."""
+    now, key = time.time(), contract.fresh_key("coded")
+    plain = strong.sign_put(Write(key, now + 60, 3), now)
+    status, _ = await contract.send(http_session, plain, b"abc", {"Content-Encoding": "gzip"})
+    assert status == 200
+    seen = await strong.stat(key)
+    assert seen is not None
+    assert (seen.size, dict(seen.digests)) == (3, {})
+
+
 async def test_what_is_not_enforced_is_not_claimed(weak: S3Store) -> None:
     now = time.time()
     handle = weak.sign_put(Write("k", now + 60, 3, {"sha256": contract.sha256(b"abc"), "md5": contract.md5(b"abc")}), now)

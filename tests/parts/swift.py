@@ -45,7 +45,7 @@ swift_dir = {run}/etc
 log_udp_host = 127.0.0.1
 log_udp_port = {syslog}
 [pipeline:main]
-pipeline = catch_errors gatekeeper healthcheck cache bulk tempurl tempauth copy slo dlo proxy-server
+pipeline = catch_errors gatekeeper healthcheck cache bulk tempurl s3api tempauth copy slo dlo proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
@@ -67,6 +67,10 @@ allowed_digests = sha256 sha512
 [filter:tempauth]
 use = egg:swift#tempauth
 user_broker_broker = {key} .admin
+user_other_other = {key} .admin
+[filter:s3api]
+use = egg:swift#s3api
+min_segment_size = 5242880
 [filter:copy]
 use = egg:swift#copy
 [filter:slo]

@@ -1,0 +1,183 @@
+"""The columns of the table: each kind of store as a real server with an attacker's and a victim's object in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import aiohttp
+
+from broker.model import Abilities, Store
+from broker.sign.token import SigningKey, TokenSigner, generate_key, jwks
+from broker.stores.http import HttpStore
+from broker.stores.s3 import S3Store
+from broker.stores.swift import SwiftStore
+from tests.attacks.target import Target, TokenTarget
+from tests.parts import rclone, seaweedfs, storeside, swift
+from tests.parts.records import RCLONE, SEAWEEDFS, STORESIDE, SWIFT, s3_record, swift_record
+from tests.parts.seaweedfs import S3Part
+from tests.parts.storeside import ISSUER, StoresidePart
+from tests.parts.swift import SwiftPart
+
+OTHER_BUCKET = "elsewhere"
+_REVOKED_SECONDS = 60.0
+
+Column = Callable[[Path], AbstractAsyncContextManager[Target]]
+
+
+@contextlib.asynccontextmanager
+async def _session() -> AsyncIterator[aiohttp.ClientSession]:
+    connector = aiohttp.TCPConnector(force_close=True)
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), connector=connector) as session:
+        yield session
+
+
+# --- S3 ---
+
+
+async def _s3(kind: str, part: S3Part, abilities: Abilities, session: aiohttp.ClientSession) -> Target:
+    store = S3Store(s3_record(part, kind, abilities), part.credential, session)
+    elsewhere = S3Store(s3_record(replace(part, bucket=OTHER_BUCKET), kind, abilities), part.credential, session)
+    await elsewhere._ask("PUT", "", expect=(200,))
+    return Target(kind=kind, scheme="s3", origin=part.endpoint, store=store, elsewhere=elsewhere)
+
+
+@contextlib.asynccontextmanager
+async def seaweedfs_column(place: Path) -> AsyncIterator[Target]:
+    with seaweedfs.start(place) as part:
+        async with _session() as session:
+            yield await _s3("SeaweedFS", part, SEAWEEDFS, session)
+
+
+@contextlib.asynccontextmanager
+async def rclone_column(place: Path) -> AsyncIterator[Target]:
+    with rclone.start(place) as part:
+        async with _session() as session:
+            yield await _s3("rclone", part, RCLONE, session)
+
+
+# --- Swift ---
+
+
+@contextlib.asynccontextmanager
+async def swift_column(place: Path) -> AsyncIterator[Target]:
+    with swift.start(place) as part:
+        async with _session() as session:
+            record = swift_record(part, SWIFT)
+            store = SwiftStore(record, part.credential, session)
+            elsewhere = SwiftStore(replace(record, settings={**record.settings, "container": OTHER_BUCKET}), part.credential, session)
+            await elsewhere._ask("PUT", OTHER_BUCKET, "", expect=(201, 202))
+            yield Target(
+                kind="Swift",
+                scheme="tempurl",
+                origin=part.endpoint,
+                store=store,
+                elsewhere=elsewhere,
+                elsewhere_key=await _foreign(part, store),
+            )
+
+
+async def _foreign(part: SwiftPart, store: SwiftStore) -> str:
+    """The key of another account."""
+    key = secrets.token_hex(20)
+    login = urllib.request.Request(part.auth_url, headers={"X-Auth-User": "other:other", "X-Auth-Key": part.key})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(login, timeout=10) as response:
+        token, url = response.headers["X-Auth-Token"], response.headers["X-Storage-Url"]
+    headers = {"X-Auth-Token": token, "X-Account-Meta-Temp-URL-Key": key}
+    opener.open(urllib.request.Request(url, method="POST", headers=headers), timeout=10).close()
+    return key
+
+
+S3API = replace(SEAWEEDFS, binds_sha256=True, observes=("md5",), observes_parts=("md5",), seals_parts=False)
+
+
+@contextlib.asynccontextmanager
+async def s3api_column(place: Path) -> AsyncIterator[Target]:
+    with swift.start(place) as part:
+        async with _session() as session:
+            s3 = S3Part(part.endpoint, part.container, part.user, part.key, part.pid)
+            target = await _s3("Swift s3api", s3, S3API, session)
+            yield target
+
+
+# --- tokens ---
+
+
+@dataclass(kw_only=True)
+class PartTarget(TokenTarget):
+    """A part of the tests that reads a key set from a file, or has its own way to be given one."""
+
+    server: StoresidePart
+    place: Path | None = None
+
+    async def publish(self, keys: Sequence[SigningKey]) -> None:
+        if self.place is None:
+            await asyncio.to_thread(self.server.publish, keys)  # type: ignore[attr-defined]
+        else:
+            self.place.write_text(json.dumps(jwks(keys)))
+        end = time.monotonic() + _REVOKED_SECONDS
+        while not await self._uses(keys):
+            assert time.monotonic() < end, f"{self.kind} does not take the new key set"
+            await asyncio.sleep(0.1)
+
+    async def _uses(self, keys: Sequence[SigningKey]) -> bool:
+        """Whether a token of the second key is taken just when it is among `keys`. Every answer of several workers must be the same."""
+        for _ in range(4):
+            token = TokenSigner(self.keys[1:], self.issuer).sign(self.claims("GET", self.mine.key), time.time())
+            if (await self.fire(self.carrying(token, self.mine.key))).ok != (self.keys[1] in keys):
+                return False
+        return True
+
+
+def _keys() -> tuple[SigningKey, SigningKey]:
+    return generate_key("ES256", 0), generate_key("ES256", 0)
+
+
+def _stores(
+    url: str, audience: str, signer: TokenSigner, session: aiohttp.ClientSession, abilities: Abilities
+) -> tuple[HttpStore, HttpStore]:
+    record = Store(3, audience, "http", "eu/az1", url, settings={"audience": audience}, abilities=abilities)
+    other = replace(record, name="other", settings={"audience": f"{audience}-2"})
+    return HttpStore(record, signer, session), HttpStore(other, signer, session)
+
+
+@contextlib.asynccontextmanager
+async def storeside_column(place: Path) -> AsyncIterator[Target]:
+    keys = _keys()
+    published = place / "published.json"
+    published.write_text(json.dumps(jwks(keys)))
+    signer = TokenSigner(keys[:1], ISSUER)
+    with storeside.start(place, signer=signer, keys=str(published)) as part:
+        async with _session() as session:
+            store, elsewhere = _stores(part.url, part.audience, signer, session, STORESIDE)
+            yield PartTarget(
+                kind="storeside",
+                scheme="token",
+                origin=part.url,
+                store=store,
+                elsewhere=elsewhere,
+                own=True,
+                keys=keys,
+                issuer=ISSUER,
+                audience=part.audience,
+                server=part,
+                place=published,
+            )
+
+
+COLUMNS: Mapping[str, Column] = {
+    "SeaweedFS": seaweedfs_column,
+    "rclone": rclone_column,
+    "Swift": swift_column,
+    "Swift s3api": s3api_column,
+    "storeside": storeside_column,
+}
