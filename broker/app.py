@@ -107,7 +107,7 @@ async def running(
         )  # fmt: skip
         loops = [jobs.repeat(context, jobs.COUNT), _watch_credentials(known, memory)]
         if with_jobs:
-            loops += [jobs.repeat(context, job) for job in jobs.JOBS]
+            loops += [jobs.repeat(context, job) for job in (*jobs.JOBS, jobs.age(settings.database.keep_days))]
         stack.push_async_callback(_end, [asyncio.create_task(loop) for loop in loops])
         metrics_listens = await _listen(stack, web.Server(_Health(context).handle, access_log=None), settings.http.metrics_listen, False)
         listens = None

@@ -61,6 +61,7 @@ class Database:
     min_connections: int = 2
     max_connections: int = 16
     migrate: Literal["auto", "require"] = "auto"
+    keep_days: int = 30
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import structlog
 
 from broker import errors
-from broker.catalog import changes, counts, idempotency, leases
+from broker.catalog import changes, counts, idempotency, leases, partitions
 from broker.service import reap
 from broker.service.context import Context
 
@@ -55,6 +56,19 @@ JOBS = (
     Job("forget", 300.0, _forget),
 )
 """What the catalogue needs from somebody: any broker that was not started with ``--only api``."""
+
+
+def age(keep_days: int) -> Job:
+    """Tickets and reports are forgotten after so many days."""
+
+    async def run(context: Context) -> None:
+        today = datetime.fromtimestamp(context.clock(), UTC).date()
+        made, dropped = await partitions.tend(context.db, today, keep_days)
+        if made or dropped:
+            _log.info("partitions of tickets and reports", made=made, dropped=dropped)
+
+    return Job("age", 3600.0, run)
+
 
 COUNT = Job("count", 60.0, count)
 """What every broker does for its own metrics."""
