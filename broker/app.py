@@ -36,6 +36,8 @@ from broker.stores import base, exchange, probe, registry
 from broker.web.auth import Authenticator
 from broker.web.client import ClientFinder
 from broker.web.handlers import HANDLERS
+from broker.web.keystone import Keystone
+from broker.web.keystone_tokens import KeystoneTokens
 from broker.web.routes import Api, ApiServer, Router
 
 STOP_SECONDS = 5.0
@@ -83,6 +85,7 @@ async def running(
         session = await stack.enter_async_context(_session(counted))
         known = credentials or Credentials(settings.credentials_dir)
         authenticator = Authenticator(settings.auth, settings.http.public_url, keyring.jwks, session, counted)
+        keystone = _keystone(stack, settings.auth.keystone, known, session, counted)
 
         def open_store(store: Store) -> base.Store:
             try:
@@ -114,7 +117,8 @@ async def running(
         if router is not None:
             finder = ClientFinder(settings.http.trusted_proxies, memory.site_of)
             limit = settings.http.body_limit_bytes
-            server = ApiServer(Api(context, router, authenticator, finder, body_limit_bytes=limit), body_limit_bytes=limit)
+            handle = Api(context, router, authenticator, finder, body_limit_bytes=limit, keystone=keystone)
+            server = ApiServer(handle, body_limit_bytes=limit)
             listens = await _listen(stack, server, settings.http.listen, settings.http.reuse_port)
         yield Broker(context, known, listens, metrics_listens)
 
@@ -228,6 +232,20 @@ async def _coalescers(
     stack.push_async_callback(grants.close)
     stack.push_async_callback(reports.close)
     return grants, reports
+
+
+def _keystone(
+    stack: AsyncExitStack,
+    settings: config.Keystone | None,
+    credentials: Credentials,
+    session: aiohttp.ClientSession,
+    counted: metrics.Metrics,
+) -> KeystoneTokens | None:
+    if settings is None:
+        return None
+    tokens = KeystoneTokens(Keystone(settings, credentials, session, counted), settings.recheck_seconds, counted)
+    stack.push_async_callback(tokens.close)
+    return tokens
 
 
 def _session(counted: metrics.Metrics) -> aiohttp.ClientSession:

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -25,6 +25,11 @@ from broker.model import Role
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Numbers = Mapping[str, float | bool | tuple[float, ...]]
 
+_MAY_HOLD_PASSWORDS = {
+    "database.url": "must begin with postgresql://",
+    "auth.keystone.url": "must be an http(s) URL without a user, a query and a fragment",
+}
+"""Fields whose wrong values are not repeated, and what is expected of them."""
 _PASSWORD = re.compile(r"://[^/@:]*:[^@]+@|[?&]password=")
 
 
@@ -80,6 +85,10 @@ class ClaimNames:
     site: str = "site"
 
 
+def _roles_by_name() -> Mapping[str, Role]:
+    return {role.value: role for role in Role}
+
+
 @dataclass(frozen=True, slots=True)
 class Issuer:
     """An OIDC issuer whose tokens are accepted."""
@@ -88,7 +97,18 @@ class Issuer:
     audience: str
     jwks_url: str | None = None
     claims: ClaimNames = ClaimNames()
-    roles: Mapping[str, Role] = field(default_factory=lambda: {role.value: role for role in Role})
+    roles: Mapping[str, Role] = field(default_factory=_roles_by_name)
+
+
+@dataclass(frozen=True, slots=True)
+class Keystone:
+    """An OpenStack Keystone whose tokens are accepted; `credential` names what the broker logs in with."""
+
+    url: str
+    credential: str = "keystone"
+    roles: Mapping[str, Role] = field(default_factory=_roles_by_name)
+    recheck_seconds: float = 60.0
+    ca_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +116,7 @@ class Auth:
     audience: str = "transfer-broker"
     leeway_seconds: float = 30.0
     issuers: tuple[Issuer, ...] = ()
+    keystone: Keystone | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +194,7 @@ def parse(document: dict[str, Any], *, base: Path | None = None, warnings: tuple
         http=_http(document.get("http", {})),
         database=_database(document.get("database", {})),
         keys=Keys(passphrase, keys.get("algorithm", "ES256")),
-        auth=_auth(document.get("auth", {})),
+        auth=_auth(document.get("auth", {}), place),
         hot_bytes=document.get("memory", {}).get("hot_bytes", Settings.__dataclass_fields__["hot_bytes"].default),
         log=Log(**document.get("log", {})),
         policy=PolicyNumbers(**{name: _numbers(section) for name, section in document.get("policy", {}).items()}),
@@ -190,8 +211,8 @@ def _check(document: dict[str, Any]) -> None:
         if isinstance(error.kind, jsonschema_rs.ValidationErrorKind.AdditionalProperties):
             unknown = sorted(error.kind.unexpected)[0]
             raise ConfigError(f"unknown field {'.'.join(filter(None, (field_name, unknown)))}")
-        if field_name == "database.url":  # may hold a password
-            raise ConfigError("database.url: must begin with postgresql://")
+        if field_name in _MAY_HOLD_PASSWORDS:
+            raise ConfigError(f"{field_name}: {_MAY_HOLD_PASSWORDS[field_name]}")
         raise ConfigError(f"{field_name or 'the document'}: {error.message}")
 
 
@@ -230,20 +251,30 @@ def _database(section: dict[str, Any]) -> Database:
     return settings
 
 
-def _auth(section: dict[str, Any]) -> Auth:
+def _auth(section: dict[str, Any], place: Callable[[str], Path]) -> Auth:
     issuers = tuple(
         Issuer(
             issuer=entry["issuer"],
             audience=entry["audience"],
             jwks_url=entry.get("jwks_url"),
             claims=ClaimNames(**entry.get("claims", {})),
-            **({"roles": {value: Role(role) for value, role in entry["roles"].items()}} if "roles" in entry else {}),
+            **_roles(entry),
         )
         for entry in section.get("issuers", ())
     )
     if len({issuer.issuer for issuer in issuers}) < len(issuers):
         raise ConfigError("auth.issuers: one issuer twice")
-    return Auth(section.get("audience", "transfer-broker"), section.get("leeway_seconds", 30.0), issuers)
+    keystone = _keystone(section["keystone"], place) if "keystone" in section else None
+    return Auth(section.get("audience", "transfer-broker"), section.get("leeway_seconds", 30.0), issuers, keystone)
+
+
+def _keystone(section: dict[str, Any], place: Callable[[str], Path]) -> Keystone:
+    given = {name: section[name] for name in ("credential", "recheck_seconds") if name in section}
+    return Keystone(section["url"], **given, **_roles(section), ca_file=place(section["ca_file"]) if "ca_file" in section else None)
+
+
+def _roles(section: dict[str, Any]) -> dict[str, Any]:
+    return {"roles": {value: Role(role) for value, role in section["roles"].items()}} if "roles" in section else {}
 
 
 def _numbers(section: dict[str, Any]) -> Numbers:

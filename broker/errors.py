@@ -61,7 +61,7 @@ class Invalid(BrokerError):
 
 
 class Unauthenticated(BrokerError):
-    """No bearer token, or one that is malformed, expired, for another audience, or signed by a key that is not trusted. Get a new one."""
+    """No token, or one that is malformed, expired, revoked, for another audience, or signed by a key that is not trusted. Get a new one."""
 
     status, type, title = 401, "unauthenticated", "A valid bearer token is required"
 

@@ -130,6 +130,8 @@ class Metrics:
     http_requests: Counts  # operation, status
     http_seconds: Times  # operation
     auth_failures: Counts  # reason
+    keystone_tokens: Counts  # outcome
+    keystone_seconds: Times  # operation
     hot_hits: Counts
     hot_misses: Counts
     hot_evictions: Counts
@@ -198,7 +200,9 @@ def create(version: str = "") -> Metrics:
         store_seconds=times("store_request_seconds", "Time of the broker's requests to stores.", "store", "method"),
         http_requests=counts("http_requests_total", "Requests by operation and status.", "operation", "status"),
         http_seconds=times("http_request_seconds", "Time from a request's head to its answer.", "operation"),
-        auth_failures=counts("auth_failures_total", "Bearer tokens that were refused, by reason.", "reason"),
+        auth_failures=counts("auth_failures_total", "Tokens that were refused, by reason.", "reason"),
+        keystone_tokens=counts("keystone_tokens_total", "Tokens of Keystone, by where the answer came from.", "outcome"),
+        keystone_seconds=times("keystone_request_seconds", "Time of the broker's requests to Keystone.", "operation"),
         hot_hits=counts("hot_hits_total", "Blobs that were found in memory."),
         hot_misses=counts("hot_misses_total", "Blobs that were looked up in the catalogue."),
         hot_evictions=counts("hot_evictions_total", "Blobs and images that left memory to make room."),

@@ -12,6 +12,7 @@ pytest_plugins = [
     "tests.parts.postgres",
     "tests.parts.swift",
     "tests.parts.rclone",
+    "tests.parts.keystone",
     "tests.parts.storeside",
     "tests.parts.records",
     "tests.parts.desk",

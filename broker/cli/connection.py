@@ -39,8 +39,9 @@ class Connection:
 
 _URL = click.option("--url", help="The broker; else BROKER_URL, else http://127.0.0.1:8080.")
 _TOKEN_FILE = click.option(
-    "--token-file", type=click.Path(path_type=Path), help="File with the token; else BROKER_TOKEN, else ~/.config/transfer-broker/token."
-)
+    "--token-file", type=click.Path(path_type=Path),
+    help="File with the token; else BROKER_TOKEN, OS_TOKEN (of Keystone), or ~/.config/transfer-broker/token.",
+)  # fmt: skip
 _WAIT = click.option(
     "--wait", type=click.FloatRange(0, 86400), default=PATIENCE_SECONDS, show_default=True,
     help="Seconds to try again while the broker is busy or away.",

@@ -68,10 +68,8 @@ class Broker:
     ) -> None:
         self.url = settings.find_url(url)
         self.patience = patience
-        token = token or settings.find_token(token_file)
-        self._headers = {"X-Client-Instance": settings.instance(), "Accept": "application/json"}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
+        who = settings.find_authorization(token, token_file)
+        self._headers = {"X-Client-Instance": settings.instance(), "Accept": "application/json", **who}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:

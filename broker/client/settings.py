@@ -2,7 +2,9 @@
 
 ====================  =========================================================================
 BROKER_URL            the broker; http://127.0.0.1:8080 when unset
-BROKER_TOKEN          the bearer token; else the file ``~/.config/transfer-broker/token``
+BROKER_TOKEN          the bearer token
+OS_TOKEN              a token of OpenStack Keystone, when there is no BROKER_TOKEN; after both comes a bearer token in the
+                      file ``~/.config/transfer-broker/token``
 BROKER_INSTANCE       names this machine to the broker; the host name when unset
 ====================  =========================================================================
 """
@@ -44,6 +46,15 @@ def find_url(given: str | None = None) -> str:
     return url.rstrip("/")
 
 
+def find_authorization(token: str | None = None, file: Path | None = None) -> dict[str, str]:
+    """The header that says who we are, if anything does: `token` and `file` are bearer tokens. Raises `WrongSetting`."""
+    keystone = os.environ.get("OS_TOKEN")
+    if keystone and not (token or file or os.environ.get("BROKER_TOKEN")):
+        return {"X-Auth-Token": _checked(keystone, "OS_TOKEN", "openstack token issue")}
+    token = token or find_token(file)
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
 def find_token(file: Path | None = None) -> str | None:
     """The bearer token: from `file` when given, else BROKER_TOKEN, else the token file; ``None`` when there is none."""
     if file is None:
@@ -59,10 +70,10 @@ def find_token(file: Path | None = None) -> str | None:
         raise WrongSetting(f"cannot read the token file {file}: {type(error).__name__}", "make one with: broker token create") from None
 
 
-def _checked(token: str, where: str) -> str:
+def _checked(token: str, where: str, maker: str = "broker token create") -> str:
     token = token.strip()
     if re.fullmatch(r"[!-~]+", token) is None:
-        raise WrongSetting(f"{where} holds no bearer token", "make one with: broker token create")
+        raise WrongSetting(f"{where} holds no bearer token", f"make one with: {maker}")
     return token
 
 

@@ -43,7 +43,7 @@ REFETCH_SECONDS = 10.0
 FETCH_SECONDS = 5.0
 MAX_DOCUMENT_BYTES = 256 << 10
 
-_STRONGEST_FIRST = (Role.ADMIN, Role.SERVICE, Role.MEMBER, Role.READER)
+STRONGEST_FIRST = (Role.ADMIN, Role.SERVICE, Role.MEMBER, Role.READER)
 _OWN_CLAIMS = config.ClaimNames()
 _OWN_ROLES = {role.value: role for role in Role}
 _log = structlog.get_logger(__name__)
@@ -236,16 +236,16 @@ class Authenticator:
         held = _claim(claims, names.role)
         values = held if isinstance(held, list) else [held]
         granted = {roles[value] for value in values if isinstance(value, str) and value in roles}
-        if not _is_name(subject):
+        if not is_name(subject):
             raise self._refuse("subject")
-        if not _is_name(project) or not granted:
+        if not is_name(project) or not granted:
             self._metrics.auth_failures.inc("role-or-project")
             raise Forbidden()
         site = _claim(claims, names.site)
         return Principal(
             subject=str(subject),
             project=str(project),
-            role=next(role for role in _STRONGEST_FIRST if role in granted),
+            role=next(role for role in STRONGEST_FIRST if role in granted),
             expires_at=float(claims["exp"]),
             site=site if isinstance(site, str) and is_site(site) else None,
         )
@@ -269,5 +269,6 @@ def _is_usable(key: Jwk) -> bool:
     return isinstance(key.get("kty"), str) and key["kty"] in ALGORITHMS and key.get("use", "sig") == "sig"
 
 
-def _is_name(value: Any) -> bool:
+def is_name(value: Any) -> bool:
+    """Whether `value` can name a subject or a project."""
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME_LENGTH and value.isprintable()

@@ -27,12 +27,13 @@ from multidict import CIMultiDictProxy, istr
 from broker import errors
 from broker.catalog.connect import is_transient
 from broker.log import RequestContext, current_request
-from broker.model import Client
+from broker.model import Client, Principal
 from broker.service.context import Context
 from broker.web import contract, problem
 from broker.web.auth import Authenticator
 from broker.web.call import Answer, Call
 from broker.web.client import INSTANCE_HEADER, ClientFinder
+from broker.web.keystone_tokens import AUTH_TOKEN_HEADER, SERVICE_TOKEN_HEADER, KeystoneTokens
 from broker.web.reply import Reply
 from broker.web.validate import BodyCheck, ParameterCheck
 
@@ -42,6 +43,7 @@ BODY_SECONDS = 60.0
 """A body must have arrived in this time."""
 
 _JSON = "application/json"
+_AUTH_TOKEN, _SERVICE_TOKEN = map(istr, (AUTH_TOKEN_HEADER, SERVICE_TOKEN_HEADER))
 _AUTHORIZATION, _CONTENT_ENCODING, _CONTENT_TYPE, _FORWARDED, _INSTANCE, _TRACE = map(
     istr, ("Authorization", "Content-Encoding", "Content-Type", "X-Forwarded-For", INSTANCE_HEADER, "traceparent")
 )
@@ -117,11 +119,19 @@ class Api:
     """Answers requests. `handle` is what the server calls."""
 
     def __init__(
-        self, context: Context, router: Router, authenticator: Authenticator, clients: ClientFinder, *, body_limit_bytes: int
+        self,
+        context: Context,
+        router: Router,
+        authenticator: Authenticator,
+        clients: ClientFinder,
+        *,
+        body_limit_bytes: int,
+        keystone: KeystoneTokens | None = None,
     ) -> None:
         self._context = context
         self._router = router
         self._authenticator = authenticator
+        self._keystone = keystone
         self._clients = clients
         self._limit = body_limit_bytes
         self._ids = count()
@@ -186,11 +196,22 @@ class Api:
 
     async def _client(self, request: web.BaseRequest) -> Client:
         headers = request.headers
-        authorization = _single(headers, _AUTHORIZATION)
-        principal = self._authenticator.known(authorization) if authorization is not None else None
-        if principal is None:
-            principal = await self._authenticator.authenticate(authorization)
+        if _AUTH_TOKEN in headers:
+            principal = await self._from_keystone(headers)
+        else:
+            authorization = _single(headers, _AUTHORIZATION)
+            known = self._authenticator.known(authorization) if authorization is not None else None
+            principal = known or await self._authenticator.authenticate(authorization)
         return self._clients.find(principal, request.remote or "", headers.getall(_FORWARDED, ()), headers.get(_INSTANCE))
+
+    async def _from_keystone(self, headers: CIMultiDictProxy[str]) -> Principal:
+        token = _single(headers, _AUTH_TOKEN) or ""
+        service = _single(headers, _SERVICE_TOKEN)
+        if _AUTHORIZATION in headers:  # as RFC 6750 section 2 rules for its own methods
+            raise errors.Malformed("Two kinds of token are given.", field=AUTH_TOKEN_HEADER, expected="this header or Authorization")
+        if self._keystone is None:
+            return await self._authenticator.authenticate(None)
+        return self._keystone.known(token, service) or await self._keystone.authenticate(token, service)
 
     async def _read(self, request: web.BaseRequest, media_type: str) -> bytes:
         """The body of an operation that takes one. Raises `UnsupportedMediaType`, `TooLarge`, `Malformed`."""

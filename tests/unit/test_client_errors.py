@@ -95,6 +95,28 @@ def test_url_and_token_are_found_in_order(tmp_path: Path, monkeypatch: pytest.Mo
     assert settings.find_url("http://b") == "http://b"
 
 
+def test_a_token_of_keystone_has_a_header_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes before the file that may be left over, and after whatever was given on purpose."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("BROKER_TOKEN", raising=False)
+    monkeypatch.delenv("OS_TOKEN", raising=False)
+    assert settings.find_authorization() == {}
+    settings.token_path().parent.mkdir()
+    settings.token_path().write_text("from-file\n")
+    assert settings.find_authorization() == {"Authorization": "Bearer from-file"}
+    monkeypatch.setenv("OS_TOKEN", "gAAAAA")
+    assert settings.find_authorization() == {"X-Auth-Token": "gAAAAA"}
+    assert settings.find_authorization(file=settings.token_path()) == {"Authorization": "Bearer from-file"}
+    assert settings.find_authorization("given") == {"Authorization": "Bearer given"}
+    monkeypatch.setenv("BROKER_TOKEN", "from-environment")
+    assert settings.find_authorization() == {"Authorization": "Bearer from-environment"}
+    monkeypatch.delenv("BROKER_TOKEN")
+    monkeypatch.setenv("OS_TOKEN", "two words")
+    with pytest.raises(LocalTrouble, match="OS_TOKEN") as caught:
+        settings.find_authorization()
+    assert "two words" not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["ftp://x", "nonsense", "http://"])
 def test_what_is_no_url_is_said(url: str) -> None:
     with pytest.raises(LocalTrouble, match="no http"):

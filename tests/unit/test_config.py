@@ -71,6 +71,14 @@ def test_a_whole_file() -> None:
         ({"database": {"min_connections": 5, "max_connections": 2}}, "database.min_connections"),
         ({"auth": {"issuers": [{"issuer": "https://id"}]}}, "auth.issuers.0"),
         ({"auth": {"issuers": [{"issuer": "https://id", "audience": "a", "roles": {"x": "god"}}]}}, "auth.issuers.0.roles.x"),
+        ({"auth": {"keystone": {}}}, "auth.keystone"),
+        ({"auth": {"keystone": {"url": "ftp://id"}}}, "auth.keystone.url"),
+        ({"auth": {"keystone": {"url": "http://broker:hunter2@id"}}}, "auth.keystone.url"),
+        ({"auth": {"keystone": {"url": "http://id", "password": "hunter2"}}}, "unknown field auth.keystone.password"),
+        ({"auth": {"keystone": {"url": "http://id", "credential": "../x"}}}, "auth.keystone.credential"),
+        ({"auth": {"keystone": {"url": "http://id", "recheck_seconds": 0}}}, "auth.keystone.recheck_seconds"),
+        ({"auth": {"keystone": {"url": "http://id", "recheck_seconds": 3601}}}, "auth.keystone.recheck_seconds"),
+        ({"auth": {"keystone": {"url": "http://id", "roles": {"x": "god"}}}}, "auth.keystone.roles.x"),
         ({"policy": {"ranking": {"sharpness": "sharp"}}}, "policy.ranking.sharpness"),
         ({"log": {"level": "loud"}}, "log.level"),
     ],
@@ -80,6 +88,14 @@ def test_refusals_name_the_field(document: dict[str, Any], words: str) -> None:
         config.parse(document)
     assert words in str(error.value)
     assert "hunter2" not in str(error.value)
+
+
+def test_a_keystone(home: Path) -> None:
+    file = home / "broker.toml"
+    file.write_text('[auth.keystone]\nurl = "https://id:5000/v3"\nca_file = "ca.pem"\nrecheck_seconds = 1\nroles = {creator = "member"}\n')
+    keystone = config.load(file).auth.keystone
+    assert keystone == config.Keystone("https://id:5000/v3", "keystone", {"creator": Role.MEMBER}, 1, home / "ca.pem")
+    assert config.parse({"auth": {"keystone": {"url": "http://id"}}}).auth.keystone == config.Keystone("http://id")
 
 
 def test_what_is_no_toml_names_the_file(tmp_path: Path) -> None:

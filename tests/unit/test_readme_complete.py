@@ -47,6 +47,8 @@ PLAIN_DEFAULTS = {
     "http.body_limit_bytes": config.Http().body_limit_bytes, "http.reuse_port": "false",
     "database.min_connections": config.Database().min_connections, "database.max_connections": config.Database().max_connections,
     "auth.audience": config.Auth().audience, "auth.leeway_seconds": f"{config.Auth().leeway_seconds:g}",
+    "auth.keystone.credential": config.Keystone("").credential,
+    "auth.keystone.recheck_seconds": f"{config.Keystone('').recheck_seconds:g}",
     "memory.hot_bytes": config.parse({}).hot_bytes, "keys.algorithm": config.parse({}).keys.algorithm,
     "log.level": config.Log().level, "log.format": config.Log().format,
 }  # fmt: skip

@@ -26,6 +26,7 @@ LEAKS = {
     "multidict": ("<CIMultiDictProxy('X-Auth-Token': 'gAAAAABtoken')>", ["gAAAAABtoken"]),
     "sigv4 header": ("Authorization: AWS4-HMAC-SHA256 Credential=AKIAZ/x, SignedHeaders=host, Signature=0badf00d", ["AKIAZ", "0badf00d"]),
     "bare jwt": (f"bad token {JWT}!", [JWT, "eyJhbGciOiJFUzI1NiJ9"]),
+    "bare fernet": ("about gAAAAABrA0xyVb0-_Tq1X4lJk2Wc7Qm9aaaa== it said no", ["gAAAAABrA0xyVb0", "Qm9aaaa"]),
     "database url": ("cannot connect to postgresql://broker:hunter2@db:5432/x", ["hunter2"]),
     "private key": ("-----BEGIN PRIVATE KEY-----\nMIGHAgEA\n-----END PRIVATE KEY-----", ["MIGHAgEA"]),
     "configured": ("store answered with very-secret-key-of-s3 in it", ["very-secret-key-of-s3"]),
