@@ -6,6 +6,7 @@ Rules
 - Only active replicas are offered, an unsealed one to its own project alone (invariants 2 and 14).
 - A private store (M13) comes first: whoever must not see it learns no other reason.
 - Nothing is assumed of a store that was not probed: it has no abilities, so it is not offered.
+- Uploads go only to stores that enforce their URLs (invariant 8); where they do not, whoever holds any URL could write anything.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 from uuid import UUID
 
-from broker.model import Abilities, Exposure, Operation, Replica, ReplicaState, Store
+from broker.model import WEAK_UPLOADS, Abilities, Exposure, Operation, Replica, ReplicaState, Store
 from broker.paths import IDLE, Load
 
 
@@ -42,6 +43,8 @@ class Reason(StrEnum):
     """The probe did not see the store serve a signed read."""
     NOT_WRITABLE = "not-writable"
     """Closed for writing, or the probe did not see it take a signed write."""
+    UNENFORCED = "unenforced"
+    """The probe saw it take altered or expired URLs, and its operator does not allow uploads nevertheless."""
     UNVERIFIABLE = "unverifiable"
     """It computes no digest by which an upload could be verified."""
     TOO_LARGE = "too-large"
@@ -88,6 +91,8 @@ class Candidate:
     project: str = ""
     """Whose replica it is: an unsealed one is offered to its own project alone."""
     writable: bool = True
+    trusted: bool = True
+    """Whether the store enforces its URLs, or its operator allows uploads although it does not."""
     capacity: int | None = None
     max_size: int | None = None
     """Largest object that the store takes, in bytes."""
@@ -159,6 +164,7 @@ def destination(store: Store, scheme: str, max_size: int | None) -> Candidate:
         bandwidth=store.write_bandwidth,
         store_id=store.id,
         writable=store.writable,
+        trusted=abilities.enforces or store.settings.get(WEAK_UPLOADS) == "allowed",
         capacity=store.capacity,
         max_size=max_size,
         observes=frozenset(abilities.observes) | frozenset(abilities.observes_parts if abilities.multipart else ()),
@@ -208,6 +214,8 @@ def _accept_write(request: Request, candidate: Candidate, load: Load) -> Reason 
     """What can be against writing to a store."""
     if not candidate.writable or not candidate.abilities.writes:
         return Reason.NOT_WRITABLE
+    if not candidate.trusted:
+        return Reason.UNENFORCED
     if request.needs_digest and not candidate.observes:
         return Reason.UNVERIFIABLE
     size = request.size or 0

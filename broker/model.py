@@ -224,9 +224,18 @@ class Abilities:
     """The store's clock minus ours, from its Date header, in whole seconds."""
 
     @property
+    def enforces(self) -> bool:
+        """Whether a URL allows just what it says, until its end (invariant 8)."""
+        return self.refuses_tampering and self.refuses_expired
+
+    @property
     def seals_single(self) -> bool:
         """Whether a single PUT can be sealed (invariant 14)."""
         return self.refuses_overwrite or self.copies
+
+
+WEAK_UPLOADS = "weak_uploads"
+"""A setting of every kind of store: ``allowed`` when its operator takes uploads although the store does not enforce its URLs."""
 
 
 @dataclass(frozen=True, slots=True)

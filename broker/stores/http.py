@@ -46,6 +46,9 @@ _OWN_SECONDS = 60.0
 _ALGORITHMS = {"sha-256": "sha256", "sha-512": "sha512", "md5": "md5"}
 """Names of RFC 9530 and the registry it updates, to ours."""
 
+_NO_ALGORITHM = base64.urlsafe_b64encode(b'{"alg":"none","typ":"JWT"}').decode().rstrip("=")
+_LATER_SECONDS = 3600.0
+
 _REPR_DIGEST = re.compile(r"\s*([a-z0-9-]+)=:([A-Za-z0-9+/=]*):\s*\Z")
 
 
@@ -96,6 +99,21 @@ class HttpStore:
             "PUT", key, part.expires_at, now,
             length=part.length, digest=self._bound(part.digests), upload=upload, offset=part.offset,
         )  # fmt: skip
+
+    def forgeries(self, key: str, expires_at: float, now: float) -> Mapping[str, Handle]:
+        """As `probe.Forging` says: tokens that are unsigned, for another store, for another path, and not valid yet."""
+        honest = self.sign_get(key, expires_at, now)
+        before, _, token = honest.url.rpartition("=")
+        unsigned = f"{_NO_ALGORITHM}.{token.split('.')[1]}."
+        elsewhere = copy(self)
+        elsewhere._audience = f"{self._audience}-{secrets.token_hex(4)}"
+        _, _, above = self.sign_get(key.rpartition("/")[0], expires_at, now).url.rpartition("=")
+        return {
+            "unsigned token": honest._replace(url=f"{before}={unsigned}"),
+            "another store's": elsewhere.sign_get(key, expires_at, now),
+            "another path's": honest._replace(url=f"{before}={above}"),
+            "not valid yet": self.sign_get(key, expires_at + _LATER_SECONDS, now + _LATER_SECONDS),
+        }
 
     def _bound(self, digests: Digests) -> str | None:
         """The strongest digest that the store enforces, as the claim says it."""

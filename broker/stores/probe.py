@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, Self, runtime_checkable
@@ -56,6 +56,15 @@ class Assuming(Protocol):
     """A store that can sign as if it had other abilities than it is registered with."""
 
     def assuming(self, abilities: Abilities) -> Self: ...
+
+
+@runtime_checkable
+class Forging(Protocol):
+    """A store for which URLs can be made that no verifier may take, though each is almost right."""
+
+    def forgeries(self, key: str, expires_at: float, now: float) -> Mapping[str, Handle]:
+        """Handles that read `key`, by what is wrong with each."""
+        ...
 
 
 async def probe(store: Store, record: model.Store, session: aiohttp.ClientSession, now: float) -> Probed:
@@ -184,10 +193,34 @@ class _Probe:
         bare = await self.visitor.send(get._replace(url=get.url.partition("?")[0]))
         wrong = await self.visitor.send(get._replace(method="PUT"), b"wrong method")
         removed = await self.visitor.send(get._replace(method="DELETE"))
+        forged = await self._forged(mine)
+        writes = await self._unsigned_writes(other)
         intact = await self._holds(mine, content) and await self._holds(other, content)
-        refused = intact and all(reply.refused for reply in (moved, changed, bare, wrong, removed))
+        refused = intact and all(reply.refused for reply in (moved, changed, bare, wrong, removed, *forged, *writes))
         detail = f"another key: {moved}; altered: {changed}; unsigned: {bare}; PUT by a GET URL: {wrong}; DELETE by a GET URL: {removed}"
         self._found("signature", refused, detail, refuses_tampering=refused)
+
+    async def _forged(self, key: str) -> list[Reply]:
+        """What comes back to signatures that are wrong in ways which careless verifiers overlook."""
+        if not isinstance(self.store, Forging):
+            return []
+        handles = self.store.forgeries(key, self.now + _LIFE_SECONDS, self.now)
+        replies = {name: await self.visitor.send(handle) for name, handle in handles.items()}
+        refused = all(reply.refused for reply in replies.values())
+        self._found("forged tokens", refused, "; ".join(f"{name}: {reply}" for name, reply in replies.items()))
+        return list(replies.values())
+
+    async def _unsigned_writes(self, key: str) -> list[Reply]:
+        """What comes back to a PUT and a DELETE without a signature, and to a PUT by the URL for another key."""
+        free = self._key("free")
+        put, body = self._put_handle(self._key("taken"), _NOTHING, 100), secrets.token_bytes(100)
+        bare = self._get_handle(key).url.partition("?")[0]
+        unsigned = await self.visitor.send(Handle("PUT", bare, {}, put.expires_at), body)
+        deleted = await self.visitor.send(Handle("DELETE", bare, {}, put.expires_at))
+        moved = await self.visitor.send(put._replace(url=put.url.replace(self._key("taken"), free)), body)
+        refused = all(reply.refused for reply in (unsigned, deleted, moved))
+        self._found("unsigned writes", refused, f"PUT: {unsigned}; DELETE: {deleted}; PUT by the URL for another key: {moved}")
+        return [unsigned, deleted, moved]
 
     async def _expiry(self) -> None:
         key = self._key("plain")
@@ -198,7 +231,17 @@ class _Probe:
             # S3 signs a lifetime, not an end: such a URL must have been made in the past.
             handle = self.store.sign_get(key, end, self.now - _PAST_SECONDS)
         late = await self.visitor.send(handle)
-        self._found("expiry", late.refused, f"GET after the end: {late}", refuses_expired=late.refused)
+        write = await self._late_write(end)
+        refused = late.refused and write.refused
+        self._found("expiry", refused, f"GET after the end: {late}; PUT: {write}", refuses_expired=refused)
+
+    async def _late_write(self, end: float) -> Reply:
+        made = Write(self._key("late"), end, 100)
+        try:
+            handle = self._as(_NOTHING).sign_put(made, self.now)
+        except StoreUnavailable:
+            handle = self._as(_NOTHING).sign_put(made, self.now - _PAST_SECONDS)
+        return await self.visitor.send(handle, secrets.token_bytes(100))
 
     async def _overwriting(self) -> None:
         key, first, second = self._key("once"), secrets.token_bytes(100), secrets.token_bytes(100)

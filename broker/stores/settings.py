@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from broker.errors import Invalid
-from broker.model import Store
+from broker.model import WEAK_UPLOADS, Store
 
 
 def check_names(store: Store, known: Collection[str]) -> None:
-    """Raises `Invalid` for a setting that this kind of store does not know."""
+    """Raises `Invalid` for a setting that this kind of store does not know. `WEAK_UPLOADS` is one of every kind."""
+    known = {*known, WEAK_UPLOADS}
+    if store.settings.get(WEAK_UPLOADS, "refused") not in ("allowed", "refused"):
+        raise Invalid(
+            f"store {store.name}: {WEAK_UPLOADS} is neither allowed nor refused",
+            field=f"settings.{WEAK_UPLOADS}",
+            expected="allowed or refused",
+        )
     for name in store.settings:
         if name not in known:
             raise Invalid(

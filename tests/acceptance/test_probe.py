@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import aiohttp
 import pytest
 
+from broker import accept
 from broker.errors import Invalid, NotFound, StoreUnavailable
 from broker.model import Abilities, Store
 from broker.stores.base import Store as OpenStore
@@ -16,6 +18,7 @@ from broker.stores.http import HttpStore
 from broker.stores.probe import Probed, probe
 from broker.stores.s3 import S3Store
 from broker.stores.swift import SwiftStore
+from tests.parts import rclone as rclone_part
 from tests.parts.process import free_ports
 from tests.parts.records import RCLONE, SEAWEEDFS, STORESIDE, SWIFT, s3_record, storeside_record, swift_record, without_clock
 from tests.parts.seaweedfs import S3Part
@@ -59,6 +62,16 @@ async def test_a_lie_that_head_repeats_is_seen(rclone: S3Part, http_session: aio
     assert "sha256" not in found.abilities.observes
 
 
+async def test_a_store_that_verifies_nothing(tmp_path: Path, http_session: aiohttp.ClientSession) -> None:
+    with rclone_part.start(tmp_path, enforcing=False) as part:
+        record = s3_record(part, abilities=Abilities())
+        found = await probe(S3Store(record, part.credential, http_session), record, http_session, time.time())
+    assert found.abilities.writes
+    assert not found.abilities.refuses_tampering
+    assert not found.abilities.refuses_expired
+    assert accept.destination(replace(record, abilities=found.abilities), "http", None).trusted is False
+
+
 async def test_swift(swift: SwiftPart, http_session: aiohttp.ClientSession) -> None:
     record = swift_record(swift, abilities=Abilities())
     store = SwiftStore(record, swift.credential, http_session)
@@ -76,6 +89,8 @@ async def test_storeside(storeside: Callable[..., StoresidePart], http_session: 
     record = storeside_record(part, Abilities())
     found = await probe(HttpStore(record, part.signer, http_session), record, http_session, time.time())
     assert without_clock(found.abilities) == without_clock(STORESIDE)
+    refused = ("unsigned token: 401", "another store's: 401", "another path's: 403", "not valid yet: 401")
+    assert details(found)["forged tokens"] == "; ".join(refused)
     assert list(part.root.glob("[!.]*")) == []
     assert list((part.root / ".broker" / "uploads").glob("*/data")) == []
 

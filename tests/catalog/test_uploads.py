@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 from uuid import UUID
@@ -411,7 +412,8 @@ async def test_known_content_needs_no_bytes_for_those_who_may_read_it(desk: Desk
 
 async def test_a_claim_that_no_store_confirmed_makes_nothing_known(desk: Desk) -> None:
     """Else a liar's blob would be given to those who declare the true bytes."""
-    store = await desk.fake(abilities=Abilities(reads=True, writes=True, observes=("md5",), copies=True))
+    enforcing = Abilities(reads=True, writes=True, refuses_tampering=True, refuses_expired=True)
+    store = await desk.fake(abilities=replace(enforcing, observes=("md5",), copies=True))
     context = await desk.broker()
     store._seen = lambda content: type(FakeStore._seen(store, content))(  # type: ignore[method-assign]
         len(content), time.time(), "broker", {"md5": digests(content)["md5"]}

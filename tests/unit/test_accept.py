@@ -63,6 +63,8 @@ def test_download(candidate: dict[str, Any], request_: dict[str, Any], reason: R
         ({}, {}, 0, None),
         ({"writable": False}, {}, 0, Reason.NOT_WRITABLE),
         ({"abilities": Abilities(reads=True)}, {}, 0, Reason.NOT_WRITABLE),
+        ({"trusted": False}, {}, 0, Reason.UNENFORCED),
+        ({"trusted": False, "writable": False}, {}, 0, Reason.NOT_WRITABLE),
         ({"observes": frozenset()}, {}, 0, Reason.UNVERIFIABLE),
         ({"observes": frozenset()}, {"needs_digest": False}, 0, None),
         ({}, {"size": 500}, 0, None),
@@ -114,7 +116,7 @@ def test_only_what_may_be_named_is_accepted(
 def store(**changes: Any) -> Store:
     abilities = Abilities(reads=True, writes=True, observes=("sha256",), observes_parts=("md5",))
     made = Store(
-        7, "s1", "s3", "eu/az1", "https://s1", read_slots=1, write_slots=2, read_bandwidth=3, write_bandwidth=4, cost=0.5, capacity=9,
+        7, "s1", "s3", "eu/az1", "https://s1", read_slots=1, write_slots=2, read_bandwidth=3, write_bandwidth=4, cost=0.5, capacity=900,
         exposure=Exposure.SERVICE, abilities=abilities,
     )  # fmt: skip
     return replace(made, **changes)
@@ -131,6 +133,15 @@ def test_source_is_the_reading_side() -> None:
 @pytest.mark.parametrize(("multipart", "observes"), [(False, {"sha256"}), (True, {"sha256", "md5"})])
 def test_destination_is_the_writing_side(multipart: bool, observes: set[str]) -> None:
     made = destination(store(writable=False, abilities=replace(store().abilities, multipart=multipart)), "http", 5)
-    assert (made.slots, made.bandwidth, made.capacity, made.max_size) == (2, 4, 9, 5)
+    assert (made.slots, made.bandwidth, made.capacity, made.max_size) == (2, 4, 900, 5)
     assert (made.writable, made.replica, made.scheme) == (False, None, "http")
     assert made.observes == observes
+
+
+@pytest.mark.parametrize("missing", [{}, {"refuses_tampering": False}, {"refuses_expired": False}])
+@pytest.mark.parametrize("setting", [None, "refused", "allowed"])
+def test_uploads_go_where_urls_are_enforced_unless_the_operator_allows_it(missing: dict[str, bool], setting: str | None) -> None:
+    abilities = replace(store().abilities, **{"refuses_tampering": True, "refuses_expired": True} | missing)
+    registered = store(abilities=abilities, exposure=Exposure.PUBLIC, settings={} if setting is None else {"weak_uploads": setting})
+    reason = accept(UPLOAD, destination(registered, "https", None), IDLE, NOW)
+    assert reason is (Reason.UNENFORCED if missing and setting != "allowed" else None)
