@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from secrets import token_urlsafe
@@ -32,6 +33,7 @@ from broker.model import Store
 from broker.service import jobs, keys
 from broker.service.context import Context, Policy
 from broker.service.memory import Memory
+from broker.sign.rotation import Terms
 from broker.stores import base, exchange, probe, registry
 from broker.web.auth import Authenticator
 from broker.web.client import ClientFinder
@@ -48,6 +50,8 @@ START_SECONDS = 10.0
 
 CREDENTIALS_SECONDS = 2.0
 """How often credentials are looked at for changes."""
+
+PASSPHRASE_VARIABLE = "BROKER_KEYS_PASSPHRASE"
 
 _log = structlog.get_logger(__name__)
 _Numbers = TypeVar("_Numbers", rank.Policy, admit.Policy, Policy)
@@ -79,12 +83,11 @@ async def running(
         await prepare_schema(settings, url)
         pool = await _open_pool(stack, settings, url)
         counted = metrics.create(__version__)
-        keyring = await keys.load(
-            pool, passphrase(settings.keys.passphrase_file), time.time(), settings.http.public_url, settings.keys.algorithm
-        )
+        keyring = await load_keys(settings, pool, policy)
         session = await stack.enter_async_context(_session(counted))
         known = credentials or Credentials(settings.credentials_dir)
-        authenticator = Authenticator(settings.auth, settings.http.public_url, keyring.jwks, session, counted)
+        own_keys = partial(_published_now, keyring)
+        authenticator = Authenticator(settings.auth, settings.http.public_url, own_keys, session, counted)
         keystone = _keystone(stack, settings.auth.keystone, known, session, counted)
 
         def open_store(store: Store) -> base.Store:
@@ -148,8 +151,21 @@ async def database_url(settings: Settings) -> AsyncIterator[str]:
         await server.stop()
 
 
+async def load_keys(settings: Settings, pool: Any, policy: Policy) -> keys.Keyring:
+    """The signing keys. Raises `ConfigError`, `keys.WrongPassphrase` and `errors.Unavailable`."""
+    wanted = settings.keys
+    terms = Terms(wanted.overlap_seconds, wanted.rotate_after_seconds, policy.longest_url_seconds)
+    return await keys.load(pool, passphrase(wanted.passphrase_file), settings.http.public_url, wanted.algorithm, terms)
+
+
 def passphrase(path: Path) -> bytes:
-    """What the signing keys are encrypted with; made on first use, readable to nobody else. Raises `ConfigError`."""
+    """What the signing keys are encrypted with: `PASSPHRASE_VARIABLE`, else the file's content; made on first use, readable to nobody
+    else. Raises `ConfigError`."""
+    given = os.environ.get(PASSPHRASE_VARIABLE)
+    if given is not None:
+        if not given.strip():
+            raise ConfigError(f"{PASSPHRASE_VARIABLE} is empty; unset it to use keys.passphrase_file")
+        return given.strip().encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -159,14 +175,26 @@ def passphrase(path: Path) -> bytes:
         else:
             with os.fdopen(descriptor, "w") as file:
                 file.write(token_urlsafe(32) + "\n")
+    except OSError as error:
+        raise ConfigError(f"keys.passphrase_file: {path}: {error.strerror}") from None
+    return passphrase_in(path, "keys.passphrase_file")
+
+
+def passphrase_in(path: Path, name: str) -> bytes:
+    """The passphrase in a file that is there; `name` is what asked for it. Raises `ConfigError`."""
+    try:
         if path.stat().st_mode & stat.S_IROTH:
             _log.warning("everybody can read the passphrase of the signing keys", path=str(path), run=f"chmod 600 {path}")
         content = path.read_bytes().strip()
     except OSError as error:
-        raise ConfigError(f"keys.passphrase_file: {path}: {error.strerror}") from None
+        raise ConfigError(f"{name}: {path}: {error.strerror}") from None
     if not content:
-        raise ConfigError(f"keys.passphrase_file: {path} is empty; if this broker is new, delete it to have one made")
+        raise ConfigError(f"{name}: {path} is empty; if this broker is new, delete it to have one made")
     return content
+
+
+def _published_now(keyring: keys.Keyring) -> dict[str, list[dict[str, str]]]:
+    return keyring.jwks(time.time())
 
 
 def _with_numbers(policy: _Numbers, numbers: config.Numbers, section: str) -> _Numbers:

@@ -73,6 +73,8 @@ class Database:
 class Keys:
     passphrase_file: Path
     algorithm: Literal["ES256", "RS256", "EdDSA"] = "ES256"
+    overlap_seconds: float = 900.0
+    rotate_after_seconds: float = 90 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,7 @@ def parse(document: dict[str, Any], *, base: Path | None = None, warnings: tuple
         postgres_dir=data_dir / "postgres" if "data_dir" in document else None,
         http=_http(document.get("http", {})),
         database=_database(document.get("database", {})),
-        keys=Keys(passphrase, keys.get("algorithm", "ES256")),
+        keys=_keys({**keys, "passphrase_file": passphrase}),
         auth=_auth(document.get("auth", {}), place),
         hot_bytes=document.get("memory", {}).get("hot_bytes", Settings.__dataclass_fields__["hot_bytes"].default),
         log=Log(**document.get("log", {})),
@@ -248,6 +250,13 @@ def _database(section: dict[str, Any]) -> Database:
     settings = Database(**{"migrate": "require" if "url" in section else "auto", **section})
     if settings.min_connections > settings.max_connections:
         raise ConfigError("database.min_connections: more than database.max_connections")
+    return settings
+
+
+def _keys(section: dict[str, Any]) -> Keys:
+    settings = Keys(**section)
+    if 0 < settings.rotate_after_seconds < settings.overlap_seconds:
+        raise ConfigError("keys.rotate_after_seconds: 0 for never, or not less than keys.overlap_seconds")
     return settings
 
 

@@ -137,6 +137,7 @@ class Metrics:
     hot_evictions: Counts
     hot_bytes: Gauge
     jobs: Counts  # job, outcome
+    signing_keys: Levels  # state
     info: Levels  # version
 
     def render(self) -> bytes:
@@ -208,6 +209,7 @@ def create(version: str = "") -> Metrics:
         hot_evictions=counts("hot_evictions_total", "Blobs and images that left memory to make room."),
         hot_bytes=Gauge("broker_hot_bytes", "Estimated size of the blobs and images in memory.", registry=registry),
         jobs=counts("jobs_total", "Runs of background jobs.", "job", "outcome"),
+        signing_keys=levels("signing_keys", "Signing keys by what they are doing, as this broker knows them.", "state"),
         info=levels("info", "The running broker.", "version"),
     )
     metrics.info.set(1, version)

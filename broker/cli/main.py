@@ -21,6 +21,7 @@ COMMANDS = {
     "replica": "Register objects as replicas, change and forget them.",
     "store": "Register, probe, change and list stores.",
     "site": "Register, change and list sites.",
+    "key": "List, rotate and revoke signing keys.",
     "token": "Make bearer tokens for this broker.",
     "serve": "Run the broker.",
     "migrate": "Bring the database's schema up to date.",

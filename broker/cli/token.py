@@ -72,9 +72,8 @@ async def _create(settings: config.Settings, role: Role, project: str, subject: 
         pool = await connect.connect(url, min_size=1, max_size=1)
         try:
             now = time.time()
-            keyring = await keys.load(
-                pool, app.passphrase(settings.keys.passphrase_file), now, settings.http.public_url, settings.keys.algorithm
-            )
+            keyring = await app.load_keys(settings, pool, app.build_policy(settings.policy))
+            await keyring.promise(now + ttl, now)
         finally:
             await pool.close()
     return sign(keyring, settings.auth.audience, role, project, subject, ttl, site, now)

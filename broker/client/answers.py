@@ -348,6 +348,26 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A key that tokens are signed with. Instants are as the broker writes them, ``None`` where there is none."""
+
+    id: str
+    algorithm: str
+    state: str
+    signs_from: str | None
+    signs_until: str | None
+    kept_until: str | None
+    document: Document = field(repr=False)
+
+    @classmethod
+    def read(cls, document: Document) -> Self:
+        return cls(
+            document["id"], document["algorithm"], document["state"], document["signs_from"], document["signs_until"],
+            document["kept_until"], document,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """The broker's version and what it understands."""
 

@@ -33,6 +33,7 @@ from broker.client.answers import (
     Pieces,
     Replica,
     Service,
+    SigningKey,
     Site,
     Store,
     Ticket,
@@ -277,6 +278,19 @@ class Broker:
         """What was observed, by site and store."""
         return self._pages("/v1/paths", "paths", filters, Path.read)
 
+    # --- signing keys ---
+
+    async def keys(self) -> list[SigningKey]:
+        return _signing_keys(await self._ask("GET", "/v1/keys"))
+
+    async def rotate_keys(self, algorithm: str | None = None) -> list[SigningKey]:
+        """Let the next key take over; all keys as they are then."""
+        return _signing_keys(await self._ask("POST", "/v1/keys", {} if algorithm is None else {"algorithm": algorithm}))
+
+    async def revoke_key(self, id: str) -> list[SigningKey]:
+        """End a key at once; all keys as they are then."""
+        return _signing_keys(await self._ask("DELETE", f"/v1/keys/{quote(id, safe='')}"))
+
     # --- one request ---
 
     async def _pages(
@@ -368,6 +382,10 @@ def problem(status: int, document: Mapping[str, Any], retry_after: str | None = 
         retry_after=pause,
         extra={key: value for key, value in document.items() if key not in known},
     )
+
+
+def _signing_keys(answer: tuple[dict[str, Any], str | None]) -> list[SigningKey]:
+    return [SigningKey.read(document) for document in answer[0]["keys"]]
 
 
 def _json(content: bytes) -> dict[str, Any]:

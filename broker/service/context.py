@@ -15,6 +15,7 @@ from broker.catalog import paths as path_records
 from broker.catalog.coalesce import Coalescer
 from broker.metrics import Metrics
 from broker.model import Store
+from broker.stores.probe import LIFE_SECONDS as LONGEST_OWN_SECONDS
 from broker.stores.probe import Probed
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ class Policy:
     """Larger uploads, and those of unknown size, go in parts where the store can."""
     min_part_size: int = 16 << 20
     """Parts begin at this size and grow with the object."""
+
+    @property
+    def longest_url_seconds(self) -> float:
+        """No signed URL or transfer token lives longer."""
+        return max(self.url_ttl_seconds, self.part_url_ttl_seconds, LONGEST_OWN_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 import structlog
 
 from broker import errors
-from broker.catalog import changes, counts, idempotency, leases, partitions
-from broker.service import reap
+from broker.catalog import changes, counts, idempotency, keys, leases, partitions
+from broker.service import key_rotation, reap
 from broker.service.context import Context
 
 _log = structlog.get_logger(__name__)
@@ -37,6 +37,7 @@ async def _sweep(context: Context) -> None:
 async def _forget(context: Context) -> None:
     await changes.forget_old(context.db)
     await idempotency.forget_old(context.db)
+    await keys.forget_dead(context.db)
 
 
 async def count(context: Context) -> None:
@@ -45,6 +46,7 @@ async def count(context: Context) -> None:
     found = await counts.states(context.db)
     for subject, gauge in (("uploads", metrics.uploads), ("replicas", metrics.replicas), ("images", metrics.images)):
         gauge.replace({(entry.state,): entry.number for entry in found if entry.subject == subject})
+    metrics.signing_keys.replace({(state,): number for state, number in context.keys.states(context.clock()).items()})
     held = await counts.slots(context.db)
     metrics.leases.replace({(entry.store, entry.direction): entry.leased for entry in held})
     metrics.slots.replace({(entry.store, entry.direction): entry.slots for entry in held})
@@ -54,6 +56,7 @@ JOBS = (
     Job("reap", 5.0, reap.reap),
     Job("sweep", 10.0, _sweep),
     Job("forget", 300.0, _forget),
+    Job("keys", 5.0, key_rotation.look_after),
 )
 """What the catalogue needs from somebody: any broker that was not started with ``--only api``."""
 

@@ -1,88 +1,186 @@
-"""The broker's signing keys: made at the first start, kept encrypted in the catalogue, the same for every broker on it.
+"""The broker's signing keys: kept encrypted in the catalogue, the same for every broker on it. Which one signs and what changes is
+decided in `broker.sign.rotation`; this joins it with the catalogue.
 
-Rules: one lock decides who makes the first key. A key is decrypted once and then kept in memory; when keys change, `reload`
-makes a new signer, and who holds the old one has to take the new one.
+Rules: one lock decides about changes, by the database's clock. A key is decrypted once and then kept in memory. When keys change
+there is a new signer, and who holds the old one has to take it (`broker.service.memory`, from the change log).
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import math
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import orjson
+import structlog
 
 from broker.catalog import keys
 from broker.catalog.keys import KeyRow
 from broker.catalog.transaction import transaction
-from broker.sign import token
+from broker.sign import rotation, token
+from broker.sign.rotation import Life, New, Plan, Terms
 from broker.sign.token import Algorithm, SigningKey, TokenSigner
 
-_CLOCKS_SECONDS = 300.0
-"""A fresh first key signs from this much before now, since the clocks of other brokers may be behind."""
+DEFAULT_TERMS = Terms()
+
+_log = structlog.get_logger(__name__)
 
 
 class WrongPassphrase(Exception):
     """The signing keys in the catalogue cannot be decrypted; the text says what to do."""
 
 
-class Keyring:
-    """The keys as of the last `reload`; made by `load`."""
+class KeySet(NamedTuple):
+    """The published keys (RFC 7517): as a value, as it is served, and its ETag, the same at every broker."""
 
-    def __init__(self, db: Any, passphrase: bytes, issuer: str) -> None:
+    document: dict[str, list[dict[str, str]]]
+    body: bytes
+    etag: str
+
+
+class Keyring:
+    """The keys as of the last `reload` or `change`; made by `load`."""
+
+    def __init__(self, db: Any, passphrase: bytes, issuer: str, terms: Terms = DEFAULT_TERMS) -> None:
         self._db = db
         self._passphrase = passphrase
         self._issuer = issuer
         self._keys: dict[str, SigningKey] = {}
+        self._set: tuple[list[str], KeySet] | None = None
+        self._reloading = asyncio.Lock()
+        self.terms = terms
+        self.lives: tuple[Life, ...] = ()
+        """Those that are neither revoked nor past their end."""
+        self.unreadable: set[str] = set()
+        """Those of them that this broker's passphrase does not open."""
         self.signer = TokenSigner((), issuer)
 
     def __repr__(self) -> str:
         return f"Keyring({', '.join(self._keys)})"
 
-    def jwks(self) -> dict[str, list[dict[str, str]]]:
-        """The public halves of all keys that are in use or may have signed tokens that still live (RFC 7517)."""
-        return token.jwks(self._keys.values())
+    def published(self, now: float) -> KeySet:
+        """The public halves of all keys that will sign, sign, or signed tokens that may still live."""
+        ids = [life.id for life in rotation.published(self.lives, now) if life.id in self._keys]
+        if self._set is None or self._set[0] != ids:
+            document = token.jwks(self._keys[id] for id in ids)
+            body = orjson.dumps(document)
+            self._set = ids, KeySet(document, body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+        return self._set[1]
+
+    def jwks(self, now: float) -> dict[str, list[dict[str, str]]]:
+        """The published keys as a value."""
+        return self.published(now).document
+
+    def states(self, now: float) -> Counter[str]:
+        """How many keys are in which state; those that this broker cannot decrypt are ``unreadable``."""
+        return Counter("unreadable" if life.id in self.unreadable else life.state(now).value for life in self.lives)
 
     async def reload(self) -> None:
-        """Take over what the catalogue has now. Raises `WrongPassphrase` and `Unavailable`; then nothing changes."""
-        self._take(await keys.load(self._db))
+        """Take over what the catalogue has now. Raises `Unavailable`; then nothing changes.
+
+        A key that cannot be decrypted, since another broker was started with another passphrase, is logged and left out: that a
+        key was revoked must reach this broker all the same.
+        """
+        async with self._reloading:  # else an older reading could overwrite a newer one
+            known = self.unreadable
+            self._take(await keys.load(self._db))
+            for kid in self.unreadable - known:
+                _log.error("a signing key cannot be decrypted: start every broker with the same passphrase", kid=kid)
+
+    async def change(self, decide: Callable[[Sequence[Life], float], Plan]) -> Plan:
+        """Carry out what `decide` makes of all keys at the database's time, and take over what is there then.
+
+        Raises what `decide` raises, `WrongPassphrase` (then nothing was changed) and `Unavailable`.
+        """
+        async with self._reloading:
+            async with transaction(self._db) as connection:
+                now = await keys.lock(connection)
+                rows = await keys.load(connection)
+                plan = decide([row.life for row in rows], now)
+                for life in plan.changed:
+                    await keys.update(connection, life)
+                if plan.made:
+                    revoked = {life.id for life in plan.changed if not math.isinf(life.revoked_at)}
+                    await asyncio.to_thread(self._compare_passphrase, [row for row in rows if row.life.id not in revoked])
+                for new in plan.made:
+                    await keys.insert(connection, await asyncio.to_thread(self._make, new, now))
+                rows = await keys.load(connection)
+            self._take(rows)
+        return plan
+
+    async def promise(self, expires_at: float, now: float) -> None:
+        """Let the key that signs now be kept until `expires_at` at least: it is about to sign a bearer token. Raises `Unavailable`."""
+        current = rotation.signing(self.lives, now)
+        if current is not None:
+            await keys.keep_until(self._db, current.id, expires_at + rotation.MARGIN_SECONDS)
+            await self.reload()
 
     def _take(self, rows: list[KeyRow]) -> None:
-        self._keys = {row.id: self._open(row) for row in rows}
-        self.signer = TokenSigner(list(self._keys.values()), self._issuer)
+        opened: dict[str, SigningKey] = {}
+        for row in rows:
+            life = row.life
+            try:
+                key = self._keys.get(life.id) or token.from_pem(row.pem.encode(), self._passphrase)
+            except ValueError:
+                continue
+            opened[life.id] = replace(key, activates_at=life.signs_from, retires_at=life.signs_until, expires_at=life.kept_until)
+        self.lives = tuple(row.life for row in rows)
+        self.unreadable = {life.id for life in self.lives} - opened.keys()
+        self._keys = opened
+        self.signer = TokenSigner(list(opened.values()), self._issuer)
 
-    def _open(self, row: KeyRow) -> SigningKey:
-        retires_at = math.inf if row.signs_until is None else row.signs_until
-        expires_at = math.inf if row.kept_until is None else row.kept_until
-        known = self._keys.get(row.id)
-        if known is not None and (known.activates_at, known.retires_at, known.expires_at) == (row.signs_from, retires_at, expires_at):
-            return known
+    def _compare_passphrase(self, rows: Sequence[KeyRow]) -> None:
+        """Raise `WrongPassphrase` unless the newest of `rows` can be decrypted: what this broker adds, the others have to read."""
         try:
-            return token.from_pem(
-                row.pem.encode(), self._passphrase, activates_at=row.signs_from, retires_at=retires_at, expires_at=expires_at
-            )
+            for row in rows[-1:]:
+                token.from_pem(row.pem.encode(), self._passphrase)
         except ValueError:
-            raise WrongPassphrase(
-                f"The signing key {row.id} cannot be decrypted with this broker's key passphrase. Start every broker with the passphrase "
-                "that the first one had. If it is lost, set revoked_at of that row in the table signing_keys to now(): the next start "
-                "makes a fresh key, and tokens that the old one signed are refused from then on."
-            ) from None
+            raise WrongPassphrase(_wrong(rows[-1].life.id)) from None
 
-    async def make_first(self, now: float, algorithm: Algorithm) -> None:
-        """Make a key if there is none that signs now, and take over what is there. Brokers that start at once agree on one."""
-        async with transaction(self._db) as connection:
-            await keys.lock(connection)
-            rows = await keys.load(connection)
-            if not any(row.signs_until is None or row.signs_until > now for row in rows):
-                key = token.generate_key(algorithm, now, activates_at=now - _CLOCKS_SECONDS)
-                pem = token.to_pem(key, self._passphrase).decode()
-                await keys.insert(connection, KeyRow(key.id, key.algorithm, pem, key.activates_at))
-                rows = await keys.load(connection)
-        self._take(rows)
+    def _make(self, new: New, now: float) -> KeyRow:
+        while (key := token.generate_key(new.algorithm, now)).id.startswith("-"):
+            pass  # a name that no command takes for an option
+        return KeyRow(Life(key.id, key.algorithm, now, new.signs_from), token.to_pem(key, self._passphrase).decode())
 
 
-async def load(db: Any, passphrase: bytes, now: float, issuer: str, algorithm: Algorithm = "ES256") -> Keyring:
-    """The keys of the catalogue behind `db`, with a first one of `algorithm` made if need be. `issuer` is what tokens name as ``iss``.
+async def load(db: Any, passphrase: bytes, issuer: str, algorithm: Algorithm = "ES256", terms: Terms = DEFAULT_TERMS) -> Keyring:
+    """The keys of the catalogue behind `db`; those that are missing are made, the first one of `algorithm`. `issuer` is what tokens
+    name as ``iss``. Brokers that start at once agree.
 
     Raises `WrongPassphrase` when they were kept with another passphrase, and `Unavailable`.
     """
-    keyring = Keyring(db, passphrase, issuer)
-    await keyring.make_first(now, algorithm)
+    keyring = Keyring(db, passphrase, issuer, terms)
+    await keyring.change(lambda lives, now: rotation.complete(lives, now, algorithm))
+    for kid in keyring.unreadable:
+        raise WrongPassphrase(_wrong(kid))
     return keyring
+
+
+async def rewrap(db: Any, passphrase: bytes, new_passphrase: bytes) -> int:
+    """Encrypt every key with another passphrase; how many there are. Raises `WrongPassphrase` and `Unavailable`; then nothing changed."""
+    async with transaction(db) as connection:
+        await keys.lock(connection)
+        rows = await keys.load(connection)
+        for row in rows:
+            pem = await asyncio.to_thread(_rewrapped, row, passphrase, new_passphrase)
+            await keys.replace_pem(connection, row.life.id, pem)
+    return len(rows)
+
+
+def _rewrapped(row: KeyRow, passphrase: bytes, new_passphrase: bytes) -> str:
+    try:
+        return token.to_pem(token.from_pem(row.pem.encode(), passphrase), new_passphrase).decode()
+    except ValueError:
+        raise WrongPassphrase(_wrong(row.life.id)) from None
+
+
+def _wrong(kid: str) -> str:
+    return (
+        f"The signing key {kid} cannot be decrypted with this broker's key passphrase. Start every broker with the passphrase that the "
+        "first one had (keys.passphrase_file, or BROKER_KEYS_PASSPHRASE). If it is lost, set revoked_at of the rows of the table "
+        "signing_keys to now(): the next start makes fresh keys, and tokens that the old ones signed are refused from then on."
+    )

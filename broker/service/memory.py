@@ -114,8 +114,9 @@ class Memory(Topology, Conditions):
         now = self._now()
         more = True
         while more:
-            found, self._position = await changes.since(db, self._position)
+            found, position = await changes.since(db, self._position)
             await self._apply(found)
+            self._position = position  # only now: what could not be applied is told again
             more = len(found) >= 10_000
         await self._read_loads(db)
         await self._read_averages(db)
@@ -142,7 +143,11 @@ class Memory(Topology, Conditions):
 
     def is_fresh(self) -> bool:
         """Whether the change log was read lately enough to believe what is here."""
-        return self._now() - self._read_at < FRESH_SECONDS
+        return self.unread_seconds() < FRESH_SECONDS
+
+    def unread_seconds(self) -> float:
+        """How long ago the change log was last read."""
+        return self._now() - self._read_at
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

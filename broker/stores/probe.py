@@ -26,7 +26,9 @@ from broker.model import Abilities, Digests, Handle, PartSeen
 from broker.stores.base import PartWrite, Store, Write
 from broker.stores.visitor import Reply, Visitor
 
-_LIFE_SECONDS = 900.0
+LIFE_SECONDS = 900.0
+"""What a probe signs lives so long, the longest of what the broker signs for itself."""
+
 _PAST_SECONDS = 120.0
 _DIGESTS = ("sha512", "sha256", "md5")
 """What a store may tell of an object or a part, strongest first."""
@@ -153,11 +155,11 @@ class _Probe:
         return self.store.assuming(abilities)
 
     def _put_handle(self, key: str, abilities: Abilities, size: int | None = None, digests: Digests | None = None) -> Handle:
-        write = Write(key, self.now + _LIFE_SECONDS, size, digests or {}, {"probe": self.scratch})
+        write = Write(key, self.now + LIFE_SECONDS, size, digests or {}, {"probe": self.scratch})
         return self._as(abilities).sign_put(write, self.now)
 
     def _get_handle(self, key: str) -> Handle:
-        return self.store.sign_get(key, self.now + _LIFE_SECONDS, self.now)
+        return self.store.sign_get(key, self.now + LIFE_SECONDS, self.now)
 
     async def _holds(self, key: str, content: bytes) -> bool:
         return (await self.visitor.send(self._get_handle(key))).holds(content)
@@ -347,7 +349,7 @@ class _Probe:
         offset = 0 if number == 1 else len(bodies[0])
         body = bodies[number - 1]
         digests = {name: hashlib.new(name, body).hexdigest() for name in _DIGESTS} if bound else {}
-        part = PartWrite(number, offset, len(body), self.now + _LIFE_SECONDS, digests)
+        part = PartWrite(number, offset, len(body), self.now + LIFE_SECONDS, digests)
         return self._as(self.abilities).sign_part(key, upload, part, self.now)
 
     async def _deleting(self) -> None:

@@ -141,10 +141,10 @@ async def principals(place: Path, url: str) -> tuple[list[str], Any]:
     """Bearer tokens of a hundred projects, signed by the broker's own key, and its public half."""
     pool = await connect.connect(url, min_size=1, max_size=1)
     now = time.time()
-    keyring = await keys.load(pool, app.passphrase(place / "keys.passphrase"), now, "http://127.0.0.1:8080")
+    keyring = await keys.load(pool, app.passphrase(place / "keys.passphrase"), "http://127.0.0.1:8080")
     await pool.close()
     tokens = [sign(keyring, AUDIENCE, Role.MEMBER, f"project-{n}", f"user-{n}", 86400, None, now) for n in range(catalogue.PRINCIPALS)]
-    return tokens, keyring.jwks()
+    return tokens, keyring.jwks(now)
 
 
 def on_stage(kind: str, work: Any) -> None:

@@ -204,7 +204,7 @@ async def mint(
     settings = config.load(config_file)
     pool = await connect.connect(database, min_size=1, max_size=1)
     try:
-        keyring = await keys.load(pool, app.passphrase(settings.keys.passphrase_file), time.time(), settings.http.public_url)
+        keyring = await keys.load(pool, app.passphrase(settings.keys.passphrase_file), settings.http.public_url)
     finally:
         await pool.close()
     return sign(keyring, AUDIENCE, Role(role), project, subject, ttl, None, time.time())

@@ -88,7 +88,7 @@ def brokers_on(database: str, place: Path, count: int, *, settings: str = "") ->
 async def _keyring(database: str, settings: config.Settings) -> Keyring:
     pool = await connect.connect(database, min_size=1, max_size=1)
     try:
-        return await keys.load(pool, app.passphrase(settings.keys.passphrase_file), time.time(), settings.http.public_url)
+        return await keys.load(pool, app.passphrase(settings.keys.passphrase_file), settings.http.public_url)
     finally:
         await pool.close()
 

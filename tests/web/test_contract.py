@@ -47,7 +47,7 @@ async def test_what_is_public(api: Api) -> None:
     assert (await anonymous.get("/v1")).body["service"] == "transfer-broker"
     assert (await anonymous.get("/openapi.json")).body == contract.document()
     keys = await anonymous.get("/.well-known/jwks.json")
-    assert [key["kty"] for key in keys.body["keys"]] == ["EC"]
+    assert [key["kty"] for key in keys.body["keys"]] == ["EC", "EC"]  # one signs, one stands by
     assert "d" not in keys.body["keys"][0]
     assert "max-age" in keys.headers["Cache-Control"]
     busy = await anonymous.get("/problems/busy")

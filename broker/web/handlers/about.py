@@ -1,4 +1,4 @@
-"""What the broker tells of itself: version and features, keys, contract, problem types."""
+"""What the broker tells of itself: version and features, contract, problem types."""
 
 from __future__ import annotations
 
@@ -6,21 +6,14 @@ from broker import __version__
 from broker.web import contract, problem
 from broker.web.call import Answer, Call
 
-__all__ = ["get_contract", "get_keys", "get_problem", "get_service"]
+__all__ = ["get_contract", "get_problem", "get_service"]
 
 FEATURES = ("batch", "download", "idempotency", "multipart", "parts", "pieces", "refresh", "replicas", "report", "standby", "upload")
 """What this broker understands beyond the least; clients look here before they send a field that is newer."""
 
-KEYS_SECONDS = 300
-"""For so long may the key set be kept. New keys are published well before they sign."""
-
 
 async def get_service(call: Call) -> Answer:
     return Answer(200, {"service": "transfer-broker", "version": __version__, "features": list(FEATURES)})
-
-
-async def get_keys(call: Call) -> Answer:
-    return Answer(200, call.context.keys.jwks(), {"Cache-Control": f"public, max-age={KEYS_SECONDS}"})
 
 
 async def get_contract(call: Call) -> Answer:
