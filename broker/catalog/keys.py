@@ -23,11 +23,16 @@ class KeyRow:
     pem: str = field(repr=False)
 
 
-async def lock(connection: Any) -> float:
-    """Let one broker at a time decide about keys, until the transaction ends; the database's clock."""
+async def lock(connection: Any) -> None:
+    """Let one broker at a time decide about keys, until the transaction ends."""
     with reachable():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-        now: float = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
+
+
+async def clock(db: Any) -> float:
+    """The time by the database's clock."""
+    with reachable():
+        now: float = await db.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
         return now
 
 

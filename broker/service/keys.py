@@ -22,7 +22,7 @@ from broker.catalog import keys
 from broker.catalog.keys import KeyRow
 from broker.catalog.transaction import transaction
 from broker.sign import rotation, token
-from broker.sign.rotation import Life, New, Plan, Terms
+from broker.sign.rotation import Life, Plan, Terms
 from broker.sign.token import Algorithm, SigningKey, TokenSigner
 
 DEFAULT_TERMS = Terms()
@@ -98,16 +98,25 @@ class Keyring:
         """
         async with self._reloading:
             async with transaction(self._db) as connection:
-                now = await keys.lock(connection)
+                await keys.lock(connection)
                 rows = await keys.load(connection)
-                plan = decide([row.life for row in rows], now)
+                lives = [row.life for row in rows]
+                fresh: list[SigningKey] = []
+                while True:
+                    now = await keys.clock(connection)
+                    plan = decide(lives, now)
+                    if [new.algorithm for new in plan.made] == [key.algorithm for key in fresh]:
+                        break
+                    # To make an RSA key takes seconds; it is new when it is there.
+                    fresh = [await asyncio.to_thread(_make, new.algorithm) for new in plan.made]
                 for life in plan.changed:
                     await keys.update(connection, life)
                 if plan.made:
                     revoked = {life.id for life in plan.changed if not math.isinf(life.revoked_at)}
                     await asyncio.to_thread(self._compare_passphrase, [row for row in rows if row.life.id not in revoked])
-                for new in plan.made:
-                    await keys.insert(connection, await asyncio.to_thread(self._make, new, now))
+                for new, key in zip(plan.made, fresh, strict=True):
+                    pem = await asyncio.to_thread(token.to_pem, key, self._passphrase)
+                    await keys.insert(connection, KeyRow(Life(key.id, key.algorithm, now, new.signs_from), pem.decode()))
                 rows = await keys.load(connection)
             self._take(rows)
         return plan
@@ -141,11 +150,6 @@ class Keyring:
         except ValueError:
             raise WrongPassphrase(_wrong(rows[-1].life.id)) from None
 
-    def _make(self, new: New, now: float) -> KeyRow:
-        while (key := token.generate_key(new.algorithm, now)).id.startswith("-"):
-            pass  # a name that no command takes for an option
-        return KeyRow(Life(key.id, key.algorithm, now, new.signs_from), token.to_pem(key, self._passphrase).decode())
-
 
 async def load(db: Any, passphrase: bytes, issuer: str, algorithm: Algorithm = "ES256", terms: Terms = DEFAULT_TERMS) -> Keyring:
     """The keys of the catalogue behind `db`; those that are missing are made, the first one of `algorithm`. `issuer` is what tokens
@@ -169,6 +173,12 @@ async def rewrap(db: Any, passphrase: bytes, new_passphrase: bytes) -> int:
             pem = await asyncio.to_thread(_rewrapped, row, passphrase, new_passphrase)
             await keys.replace_pem(connection, row.life.id, pem)
     return len(rows)
+
+
+def _make(algorithm: Algorithm) -> SigningKey:
+    while (key := token.generate_key(algorithm, 0.0)).id.startswith("-"):
+        pass  # a name that no command takes for an option
+    return key
 
 
 def _rewrapped(row: KeyRow, passphrase: bytes, new_passphrase: bytes) -> str:
