@@ -206,7 +206,7 @@ class _Probe:
         """What comes back to signatures that are wrong in ways which careless verifiers overlook."""
         if not isinstance(self.store, Forging):
             return []
-        handles = self.store.forgeries(key, self.now + _LIFE_SECONDS, self.now)
+        handles = self.store.forgeries(key, self.now + LIFE_SECONDS, self.now)
         replies = {name: await self.visitor.send(handle) for name, handle in handles.items()}
         refused = all(reply.refused for reply in replies.values())
         self._found("forged tokens", refused, "; ".join(f"{name}: {reply}" for name, reply in replies.items()))
