@@ -1,7 +1,7 @@
 """``python -m tests.bench NAME [OPTIONS]``: one JSON line for each figure, the comparator measured in the same run, interleaved.
 
 ``tickets`` and ``batch`` measure the broker beside a bare aiohttp handler, ``client`` our client beside curl, aria2 and
-rclone, ``simulate`` our ranking beside other policies.
+rclone, ``simulate`` our ranking beside other policies, ``storm`` a real boot storm.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("tickets", "batch", "client", "simulate")
+NAMES = ("tickets", "batch", "client", "simulate", "storm")
 
 
 def main() -> None:

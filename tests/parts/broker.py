@@ -212,7 +212,14 @@ async def mint(
 
 @contextlib.contextmanager
 def serve(
-    database: str, place: Path, *, settings: str = "", only: str | None = None, port: int | None = None, public_url: str | None = None
+    database: str,
+    place: Path,
+    *,
+    settings: str = "",
+    only: str | None = None,
+    port: int | None = None,
+    public_url: str | None = None,
+    host: str = "127.0.0.1",
 ) -> Iterator[BrokerProcess]:
     """`broker serve` on the database with this URL, keeping its files in `place`. `settings` is more TOML. Killed at the end.
 
@@ -223,8 +230,8 @@ def serve(
     place.mkdir(parents=True, exist_ok=True)
     file = place / f"broker-{metrics_port}.toml"
     file.write_text(
-        f'data_dir = "{place / "data"}"\n[http]\nlisten = "127.0.0.1:{api_port}"\nmetrics_listen = "127.0.0.1:{metrics_port}"\n'
-        f'public_url = "{public_url or f"http://127.0.0.1:{api_port}"}"\n'
+        f'data_dir = "{place / "data"}"\n[http]\nlisten = "{host}:{api_port}"\nmetrics_listen = "127.0.0.1:{metrics_port}"\n'
+        f'public_url = "{public_url or f"http://{host}:{api_port}"}"\n'
         f'[database]\nurl = "{database}"\nmigrate = "auto"\n{settings}'
     )
     file.chmod(0o600)
@@ -233,8 +240,8 @@ def serve(
     arguments = [program, "serve", "--config", str(file), *(["--only", only] if only else [])]
     with running(arguments, log=log, ready=lambda: answers(f"http://127.0.0.1:{metrics_port}/healthz")) as process:
         if only != "jobs":
-            _wait_for_api(f"http://127.0.0.1:{api_port}/v1")
-        yield BrokerProcess(f"http://127.0.0.1:{api_port}", f"http://127.0.0.1:{metrics_port}", process.pid, file, database, log)
+            _wait_for_api(f"http://{host}:{api_port}/v1")
+        yield BrokerProcess(f"http://{host}:{api_port}", f"http://127.0.0.1:{metrics_port}", process.pid, file, database, log)
 
 
 def _wait_for_api(url: str) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class S3Part:
 
 
 @contextlib.contextmanager
-def start(directory: Path, bucket: str = "images") -> Iterator[S3Part]:
+def start(directory: Path, bucket: str = "images", host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Iterator[S3Part]:
     """Run SeaweedFS with its data in `directory` (made when missing; kept) until the block ends."""
     weed = find_program("weed", INSTALL)
     data = directory / "data"
@@ -55,7 +55,7 @@ def start(directory: Path, bucket: str = "images") -> Iterator[S3Part]:
     identities.write_text(json.dumps({"identities": [identity]}))
     s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc, admin, admin_grpc = free_ports(10)
     arguments = [
-        weed, f"-logdir={directory}", "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}", f"-bucket={bucket}",
+        *prefix, weed, f"-logdir={directory}", "mini", f"-ip={host}", f"-ip.bind={host}", f"-dir={data}", f"-bucket={bucket}",
         f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={identities}", f"-s3.domainName={DOMAIN}",
         "-s3.port.iceberg=0", "-s3.port.lance=0",
         f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.telemetry=false",
@@ -65,11 +65,11 @@ def start(directory: Path, bucket: str = "images") -> Iterator[S3Part]:
     ]  # fmt: skip
     # mini creates its bucket with these; they must be an identity it knows.
     environment = {"AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret}
-    endpoint = f"http://127.0.0.1:{s3}"
+    endpoint = f"http://{host}:{s3}"
 
     def ready() -> bool:
         # A bucket that exists refuses strangers (403); one that does not exist yet says 404.
-        return answers(f"http://127.0.0.1:{filer}/buckets/{bucket}/", (200,)) and answers(f"{endpoint}/{bucket}/none", (403,))
+        return answers(f"http://{host}:{filer}/buckets/{bucket}/", (200,)) and answers(f"{endpoint}/{bucket}/none", (403,))
 
     try:
         with running(arguments, log=directory / "seaweedfs.log", ready=ready, environment=environment) as process:

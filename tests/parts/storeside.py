@@ -12,7 +12,7 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,19 @@ class StoresidePart:
 
 @contextlib.contextmanager
 def start(
-    directory: Path, *, audience: str = "disk-1", signer: TokenSigner | None = None, keys: str | None = None, root: Path | None = None
+    directory: Path,
+    *,
+    audience: str = "disk-1",
+    signer: TokenSigner | None = None,
+    keys: str | None = None,
+    root: Path | None = None,
+    host: str = "127.0.0.1",
+    prefix: Sequence[str] = (),
 ) -> Iterator[StoresidePart]:
     """Run the server on `root` (by default in `directory`, which also takes its key set and log) until the block ends.
 
     With `keys` (a URL or file) the server takes its keys from there and `signer` signs; else a fresh key is made.
+    `prefix` is what runs the server: ``ip netns exec NAME``.
     """
     root = root or directory / "root"
     root.mkdir(parents=True, exist_ok=True)
@@ -70,9 +78,9 @@ def start(
         Path(keys).write_text(json.dumps(jwks([key])))
     assert keys is not None
     (port,) = free_ports(1)
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://{host}:{port}"
     log = directory / "storeside.log"
-    arguments = [sys.executable, "-m", "broker.storeside.server", "--root", str(root), "--listen", f"127.0.0.1:{port}"]
+    arguments = [*prefix, sys.executable, "-m", "broker.storeside.server", "--root", str(root), "--listen", f"{host}:{port}"]
     arguments += ["--audience", audience, "--issuer", signer.issuer, "--jwks", keys, "--refresh", "1"]
     with running(arguments, log=log, ready=lambda: answers(f"{url}/healthz")) as process:
         yield StoresidePart(url, root, audience, signer, process.pid, log)
