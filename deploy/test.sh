@@ -11,6 +11,9 @@ need qemu-utils /usr/bin/qemu-img             # real disk images
 need prometheus /usr/bin/promtool             # checks metrics and rules
 need wrk /usr/bin/wrk                         # load for the benchmarks
 need aria2 /usr/bin/aria2c                    # another client
+need nginx /usr/sbin/nginx                     # verifying fronts, and the files behind them
+need libnginx-mod-http-js /usr/lib/nginx/modules/ngx_http_js_module.so
+need haproxy /usr/sbin/haproxy
 need postgresql-15 /usr/lib/postgresql/15/bin/postgres
 install_packages
 make_venv test

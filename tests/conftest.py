@@ -18,6 +18,9 @@ pytest_plugins = [
     "tests.parts.desk",
     "tests.parts.broker",
     "tests.parts.cluster",
+    "tests.parts.nginx",
+    "tests.parts.haproxy",
+    "tests.parts.envoy",
 ]
 
 

@@ -1,7 +1,8 @@
 """``python -m tests.bench NAME [OPTIONS]``: one JSON line for each figure, the comparator measured in the same run, interleaved.
 
 ``tickets`` and ``batch`` measure the broker beside a bare aiohttp handler, ``client`` our client beside curl, aria2 and
-rclone, ``simulate`` our ranking beside other policies, ``storm`` a real boot storm.
+rclone, ``fronts`` servers with and without verification of tokens, ``simulate`` our ranking beside other policies,
+``storm`` a real boot storm.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("tickets", "batch", "client", "simulate", "storm")
+NAMES = ("tickets", "batch", "client", "fronts", "simulate", "storm")
 
 
 def main() -> None:

@@ -18,11 +18,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _READY_SECONDS = 60.0
+_END_SECONDS = 10.0
 
 
 class PartMissing(RuntimeError):
@@ -57,29 +59,37 @@ def free_ports(count: int) -> list[int]:
     raise PartFailed("no free ports on 127.0.0.1")
 
 
-def die_with_parent() -> None:
-    """To be run between fork and exec: the kernel kills the program when the thread that started it ends."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(end: signal.Signals = signal.SIGKILL) -> None:
+    """To be run between fork and exec: the kernel sends the program `end` when the thread that started it ends."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, end)
 
 
 @contextlib.contextmanager
 def running(
-    arguments: Sequence[str], *, log: Path, ready: Callable[[], bool], environment: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    *,
+    log: Path,
+    ready: Callable[[], bool],
+    environment: Mapping[str, str] | None = None,
+    end: signal.Signals = signal.SIGKILL,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program until the block ends. Its output goes to the file `log`; `ready` is asked until it says yes.
 
     Raises `PartFailed` when the program ends early or is not ready within a minute. It is killed, not asked: what it
-    holds is thrown away anyway.
+    holds is thrown away anyway. One with processes of its own, which would outlive it, is asked first by the signal `end`.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
             list(arguments), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent,
-            env={**os.environ, **(environment or {})}, preexec_fn=die_with_parent,
+            env={**os.environ, **(environment or {})}, preexec_fn=partial(die_with_parent, end),
         )  # fmt: skip
     try:
         _wait(process, ready, log)
         yield process
     finally:
+        process.send_signal(end)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_SECONDS)
         process.kill()
         process.wait()
 

@@ -32,6 +32,12 @@ STORESIDE = Abilities(
     binds_length=True, binds_md5=True, binds_sha256=True, refuses_overwrite=True, observes=("sha256", "md5"),
     multipart=True, observes_parts=("sha256", "md5"), seals_parts=True, copies=False,
 )  # fmt: skip
+FRONT = Abilities(
+    reads=True, ranges=True, writes=True, deletes=True, refuses_tampering=True, refuses_expired=True,
+    binds_length=True, binds_md5=True, binds_sha256=True, refuses_overwrite=True, observes=("sha256",),
+    multipart=False, observes_parts=(), seals_parts=False, copies=False,
+)  # fmt: skip
+"""nginx on a directory, and HAProxy or Envoy before such a one."""
 
 
 def s3_record(part: S3Part, name: str = "s3", abilities: Abilities = SEAWEEDFS, **settings: str) -> Store:
