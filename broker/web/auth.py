@@ -5,8 +5,11 @@ Rules
 - The issuer is looked up first and decides the keys; nothing of a token is believed before its signature was checked.
 - Only asymmetric algorithms, and only the one that fits the key: ``none`` and HMAC with a public key have no door.
 - ``exp`` is required; ``exp``, ``nbf`` and ``iat`` are stretched by `leeway_seconds` (30 by default) for clocks that differ.
-- An issuer's keys are fetched (no redirects, bounded in time and size), kept for an hour, and fetched again for an unknown
-  ``kid``, at most once in 10 s, so that tokens with invented ones cause no load.
+- An issuer's keys are fetched (no redirects, bounded in time and size, nothing unpacked), again for an unknown ``kid``, but not
+  within 10 s of the last attempt, so that tokens with invented ones cause no load. What the issuer says counts: a set without
+  a key withdraws it. After an hour known keys are fetched anew while they serve on; if that cannot be done for a day, they no
+  longer serve.
+- Of an issuer's set the first 64 usable keys count, so that a token without a ``kid`` costs no more than their trial.
 - Verified tokens are remembered until they end, at most 10,000 of them; the answer to a bad one never says what was wrong.
 """
 
@@ -27,6 +30,7 @@ from broker import config
 from broker.errors import Forbidden, Unauthenticated, Unavailable
 from broker.metrics import Metrics
 from broker.model import Principal, Role, is_site
+from broker.web.document import PLAIN_JSON, read_document
 
 ALGORITHMS: Mapping[str, tuple[str, ...]] = {
     "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
@@ -38,10 +42,12 @@ ALGORITHMS: Mapping[str, tuple[str, ...]] = {
 MAX_REMEMBERED = 10_000
 MAX_TOKEN_LENGTH = 8000
 MAX_NAME_LENGTH = 255
+MAX_KEYS = 64
 KEYS_SECONDS = 3600.0
+KEEP_SECONDS = 24 * 3600.0
 REFETCH_SECONDS = 10.0
 FETCH_SECONDS = 5.0
-MAX_DOCUMENT_BYTES = 256 << 10
+"""For the keys, discovery included."""
 
 STRONGEST_FIRST = (Role.ADMIN, Role.SERVICE, Role.MEMBER, Role.READER)
 _OWN_CLAIMS = config.ClaimNames()
@@ -68,12 +74,16 @@ class IssuerKeys:
         self._keys: list[Jwk] = []
         self._fetched_at = float("-inf")
         self._tried_at = float("-inf")
+        self._task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
 
     async def find(self, kid: str | None) -> list[Jwk]:
-        """The keys that a token with this ``kid`` may be signed by. Raises `KeysUnavailable` when none were ever fetched."""
-        found = self._matching(kid)
-        if not found or self._clock() - self._fetched_at > KEYS_SECONDS:
+        """The keys that a token with this ``kid`` may be signed by. Raises `KeysUnavailable` when there are none that may still serve."""
+        age = self._clock() - self._fetched_at
+        found = self._matching(kid) if age <= KEEP_SECONDS else []
+        if found and age > KEYS_SECONDS:
+            self._fetch_aside()
+        elif not found:
             await self._fetch_again()
             found = self._matching(kid)
         return found
@@ -81,20 +91,34 @@ class IssuerKeys:
     def _matching(self, kid: str | None) -> list[Jwk]:
         return [key for key in self._keys if kid is None or key.get("kid", kid) == kid]
 
+    def _fetch_aside(self) -> None:
+        """Begin to fetch the keys anew; nobody waits for that."""
+        if self._task is None and not self._is_too_soon():
+            self._task = asyncio.create_task(self._fetch_again())
+            self._task.add_done_callback(self._fetched_aside)
+
+    def _fetched_aside(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if not task.cancelled():
+            task.exception()  # was logged
+
+    def _is_too_soon(self) -> bool:
+        return self._clock() - self._tried_at < self._refetch_seconds
+
     async def _fetch_again(self) -> None:
         async with self._lock:
-            if self._clock() - self._tried_at < self._refetch_seconds:
-                if self._fetched_at == float("-inf"):
-                    raise KeysUnavailable("tried a moment ago")
-                return
-            self._tried_at = self._clock()
-            try:
-                self._keys = await self._fetch()
-                self._fetched_at = self._clock()
-            except (aiohttp.ClientError, OSError, ValueError, KeysUnavailable) as error:
-                _log.warning("keys of an issuer cannot be fetched", issuer=self._issuer.issuer, error=f"{type(error).__name__}: {error}")
-                if self._fetched_at == float("-inf"):
-                    raise KeysUnavailable(type(error).__name__) from None
+            if not self._is_too_soon():
+                try:
+                    async with asyncio.timeout(FETCH_SECONDS):
+                        self._keys = await self._fetch()
+                    self._fetched_at = self._clock()
+                except (aiohttp.ClientError, OSError, ValueError, KeysUnavailable) as error:
+                    why = f"{type(error).__name__}: {error}"
+                    _log.warning("keys of an issuer cannot be fetched", issuer=self._issuer.issuer, error=why)
+                finally:  # the pause begins when the attempt ends: who waited for a slow one does not begin the next
+                    self._tried_at = self._clock()
+            if self._clock() - self._fetched_at > KEEP_SECONDS:
+                raise KeysUnavailable("they could not be fetched")
 
     async def _fetch(self) -> list[Jwk]:
         url = self._issuer.jwks_url
@@ -108,18 +132,14 @@ class IssuerKeys:
         keys = (await self._get(url)).get("keys")
         if not isinstance(keys, list):
             raise KeysUnavailable("no JWK Set")
-        return [key for key in keys if isinstance(key, dict) and _is_usable(key)]
+        usable: list[Jwk] = [key for key in keys if isinstance(key, dict) and _is_usable(key)]
+        return usable[:MAX_KEYS]
 
     async def _get(self, url: str) -> dict[str, Any]:
-        timeout = aiohttp.ClientTimeout(total=FETCH_SECONDS)
-        async with self._session.get(url, allow_redirects=False, timeout=timeout) as response:
+        async with self._session.get(url, allow_redirects=False, headers=PLAIN_JSON) as response:
             if response.status != 200:
                 raise KeysUnavailable(f"status {response.status}")
-            content = b""
-            async for chunk in response.content.iter_chunked(1 << 16):
-                content += chunk
-                if len(content) > MAX_DOCUMENT_BYTES:
-                    raise KeysUnavailable("the document is too large")
+            content = await read_document(response)
         document = orjson.loads(content)
         if not isinstance(document, dict):
             raise KeysUnavailable("no JSON object")

@@ -31,12 +31,10 @@ from broker.credentials import Credential, CredentialError, Credentials
 from broker.metrics import Metrics
 from broker.model import Principal, Role
 from broker.web.auth import STRONGEST_FIRST, is_name
+from broker.web.document import PLAIN_JSON, read_document
 
-MAX_DOCUMENT_BYTES = 256 << 10
 LOGIN_PAUSE_SECONDS = 30.0
 SYSTEM_PROJECT = "system"
-
-_PLAIN_JSON = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
 
 class KeystoneAway(Exception):
@@ -133,30 +131,19 @@ class Keystone:
         try:
             with self._metrics.keystone_seconds.time(what):
                 async with self._session.request(
-                    method, url, headers={**_PLAIN_JSON, **headers}, json=body, allow_redirects=False, ssl=self._tls
+                    method, url, headers={**PLAIN_JSON, **headers}, json=body, allow_redirects=False, ssl=self._tls
                 ) as response:
                     if response.status not in (200, 201):
                         return response.status, response.headers, {}
-                    content = await _bounded(response.content)
-                    return response.status, response.headers, _member(content)
+                    return response.status, response.headers, _member(await read_document(response))
         except (aiohttp.ClientError, OSError) as error:
             raise KeystoneAway(type(error).__name__, unreachable=True) from None
-
-
-async def _bounded(stream: aiohttp.StreamReader) -> bytes:
-    content = bytearray()
-    async for chunk in stream.iter_chunked(1 << 16):
-        content += chunk
-        if len(content) > MAX_DOCUMENT_BYTES:
-            raise KeystoneAway("its answer is too large")
-    return bytes(content)
+        except ValueError as error:
+            raise KeystoneAway(f"its answer is of no use: {error}") from None
 
 
 def _member(content: bytes) -> dict[str, Any]:
-    try:
-        document = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        raise KeystoneAway("its answer is no JSON") from None
+    document = orjson.loads(content)
     token = document.get("token") if isinstance(document, dict) else None
     if not isinstance(token, dict):
         raise KeystoneAway("its answer describes no token")

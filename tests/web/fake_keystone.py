@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -80,6 +81,8 @@ class FakeKeystone:
                 return web.Response(status=302, headers={"Location": "/v3/elsewhere"})
             case "huge":
                 return web.Response(body=b'{"token": "' + b"x" * (10 << 20) + b'"}', content_type="application/json", headers=named)
+            case "packed":
+                return web.Response(body=gzip.compress(b'{"token": {}}'), headers={"Content-Encoding": "gzip", **named})
             case "html":
                 return web.Response(text="<html>", content_type="text/html", headers=named)
             case "another":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import gzip
 import hashlib
 import hmac
 import json
@@ -24,6 +26,7 @@ from broker import config, metrics
 from broker.errors import BrokerError, Forbidden, Unauthenticated, Unavailable
 from broker.model import Principal, Role
 from broker.sign.token import generate_key, public_jwk
+from broker.web import auth
 from broker.web.auth import Authenticator
 from tests.parts.broker import Api, RunningBroker
 
@@ -39,6 +42,7 @@ class Idp:
     fetched: int = 0
     url: str = ""
     answer: str = "good"
+    hold: asyncio.Event = field(default_factory=asyncio.Event)
 
     def rotate(self, kid: str, key: Any = None, *, keep: bool = False, **members: str) -> None:
         key = key or ec.generate_private_key(ec.SECP256R1())
@@ -68,7 +72,22 @@ class Idp:
             case "redirect":
                 return web.Response(status=302, headers={"Location": "/elsewhere"})
             case "huge":
-                return web.Response(body=b" " * (1 << 20) + b'{"keys":[]}')
+                return web.Response(body=b" " * (10 << 20) + b'{"keys":[]}')
+            case "hang":
+                await self.hold.wait()
+            case "drip":
+                response = web.StreamResponse()
+                await response.prepare(request)
+                while not self.hold.is_set():
+                    await response.write(b" ")
+                    await asyncio.sleep(0.05)
+                return response
+            case "packed":
+                return web.Response(body=gzip.compress(b" " * (10 << 20) + b'{"keys":[]}'), headers={"Content-Encoding": "gzip"})
+            case "empty":
+                return web.json_response({"keys": []})
+            case "changing":
+                self.rotate(f"k{self.fetched}")
             case "html":
                 return web.Response(text="<html>")
         return web.json_response({"keys": self.keys})
@@ -86,6 +105,7 @@ async def idp() -> AsyncIterator[Idp]:
     issuer.url = str(server.make_url("")).rstrip("/")
     issuer.rotate("k1")
     yield issuer
+    issuer.hold.set()
     await server.close()
 
 
@@ -180,7 +200,7 @@ def attacks(idp: Idp) -> dict[str, str]:
         "our issuer": idp.token("k1", iss="http://broker"),
         "no issuer": idp.token("k1", iss=None),
         "list as issuer": idp.token("k1", iss=None, other=1),
-        "expired": idp.token("k1", exp=now - 120),
+        "expired": idp.token("k1", exp=now - 600),
         "no end": idp.token("k1", exp=None),
         "end that is no number": idp.token("k1", exp="later"),
         "not yet": idp.token("k1", nbf=now + 600),
@@ -234,8 +254,10 @@ async def test_clocks_may_differ_a_little(session: aiohttp.ClientSession, idp: I
     assert (await verify(session, idp, token)).subject == "alice"
 
 
-@pytest.mark.parametrize("answer", ["down", "redirect", "huge", "html", "other"])
-async def test_an_issuer_that_misbehaves(session: aiohttp.ClientSession, idp: Idp, answer: str) -> None:
+@pytest.mark.parametrize("answer", ["down", "redirect", "huge", "packed", "html", "other", "hang", "drip"])
+async def test_an_issuer_that_misbehaves(session: aiohttp.ClientSession, idp: Idp, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if answer in ("hang", "drip"):
+        monkeypatch.setattr(auth, "FETCH_SECONDS", 0.3)
     idp.answer = answer
     with pytest.raises(Unavailable) as error:
         await verify(session, idp, idp.token("k1"))
@@ -256,6 +278,95 @@ async def test_known_keys_survive_an_outage(session: aiohttp.ClientSession, idp:
     idp.rotate("k2")
     with pytest.raises(BrokerError):
         await checker.authenticate(f"Bearer {idp.token('k2')}")
+
+
+class LaterKeys:
+    """An authenticator whose issuer's keys grow old at will."""
+
+    def __init__(self, session: aiohttp.ClientSession, idp: Idp) -> None:
+        self.checker = authenticator(session, idp)
+        self.ahead = 0.0
+        (keys,) = self.checker._keys.values()
+        keys._clock = lambda: time.monotonic() + self.ahead
+
+    async def authenticate(self, token: str) -> Principal:
+        return await self.checker.authenticate(f"Bearer {token}")
+
+
+async def test_old_keys_serve_while_new_ones_do_not_come(session: aiohttp.ClientSession, idp: Idp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for an issuer that hangs as long as the token's key is known, but not for more than a day."""
+    monkeypatch.setattr(auth, "FETCH_SECONDS", 0.3)
+    later = LaterKeys(session, idp)
+    await later.authenticate(idp.token("k1"))
+    idp.answer = "hang"
+    later.ahead = auth.KEYS_SECONDS + 1
+    for number in range(3):
+        assert (await later.authenticate(idp.token("k1", jti=f"{number}"))).subject == "alice"
+    later.ahead = auth.KEEP_SECONDS - 60
+    assert (await later.authenticate(idp.token("k1", jti="day"))).subject == "alice"
+    later.ahead = auth.KEEP_SECONDS + 60
+    with pytest.raises(Unavailable):
+        await later.authenticate(idp.token("k1", jti="more"))
+
+
+async def test_keys_that_an_issuer_withdraws(session: aiohttp.ClientSession, idp: Idp) -> None:
+    """An empty set is an answer too: the next look takes it over."""
+    later = LaterKeys(session, idp)
+    await later.authenticate(idp.token("k1"))
+    idp.answer = "empty"
+    later.ahead = auth.KEYS_SECONDS + 1
+    await later.authenticate(idp.token("k1", jti="seen off"))
+    (keys,) = later.checker._keys.values()
+    while keys._keys:
+        await asyncio.sleep(0.01)
+    with pytest.raises(Unauthenticated):
+        await later.authenticate(idp.token("k1", jti="later"))
+
+
+async def test_an_empty_set_lets_nobody_in(session: aiohttp.ClientSession, idp: Idp) -> None:
+    idp.answer = "empty"
+    with pytest.raises(Unauthenticated):
+        await verify(session, idp, idp.token("k1"))
+    idp.answer = "good"
+    assert (await verify(session, idp, idp.token("k1"))).subject == "alice"
+
+
+async def test_keys_that_change_at_every_request(session: aiohttp.ClientSession, idp: Idp) -> None:
+    """The newest set counts, and asking for it is bounded whatever the tokens say."""
+    idp.answer = "changing"
+    issuer = config.Issuer(idp.url, AUDIENCE)
+    checker = Authenticator(config.Auth(issuers=(issuer,)), "http://broker", lambda: {"keys": []}, session, metrics.create())
+    with pytest.raises(Unauthenticated):
+        await checker.authenticate(f"Bearer {idp.token('k1')}")  # by the set before the one that this fetched
+    for number in range(20):
+        idp.private[f"invented-{number}"] = idp.private["k1"]
+        with pytest.raises(Unauthenticated):
+            await checker.authenticate(f"Bearer {idp.token(f'invented-{number}')}")
+    assert (await checker.authenticate(f"Bearer {idp.token('k1', jti='2')}")).subject == "alice"
+    assert idp.fetched == 1
+
+
+async def test_an_issuer_that_hangs_is_asked_once_by_all_who_wait(
+    session: aiohttp.ClientSession, idp: Idp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "FETCH_SECONDS", 0.5)
+    idp.answer = "hang"
+    issuer = config.Issuer(idp.url, AUDIENCE)
+    checker = Authenticator(config.Auth(issuers=(issuer,)), "http://broker", lambda: {"keys": []}, session, metrics.create())
+    ended = await asyncio.gather(
+        *(checker.authenticate(f"Bearer {idp.token('k1', jti=str(number))}") for number in range(30)), return_exceptions=True
+    )
+    assert {type(error) for error in ended} == {Unavailable}
+    assert idp.fetched == 1
+
+
+async def test_a_set_of_too_many_keys(session: aiohttp.ClientSession, idp: Idp) -> None:
+    """The last that counts, and the one after it."""
+    for number in range(2, auth.MAX_KEYS + 2):
+        idp.rotate(f"k{number}", idp.private["k1"], keep=True)
+    assert (await verify(session, idp, idp.token(f"k{auth.MAX_KEYS}"))).subject == "alice"
+    with pytest.raises(Unauthenticated):
+        await verify(session, idp, idp.token(f"k{auth.MAX_KEYS + 1}"))
 
 
 async def test_a_jwks_url_needs_no_discovery(session: aiohttp.ClientSession, idp: Idp) -> None:

@@ -182,7 +182,7 @@ def test_roles_may_have_other_names() -> None:
     assert read(described("member", roles=[5, {"name": {}}, {"name": "member"}]), ROLES).principal is not None
 
 
-@pytest.mark.parametrize("behaviour", ["down", "redirect", "huge", "html", "another", "forbids", "refuses the broker"])
+@pytest.mark.parametrize("behaviour", ["down", "redirect", "huge", "packed", "html", "another", "forbids", "refuses the broker"])
 async def test_a_keystone_that_misbehaves(tokens: KeystoneTokens, fake: FakeKeystone, behaviour: str) -> None:
     fake.tokens["t"] = described("member")
     fake.behaviour = behaviour
