@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -20,8 +21,10 @@ from broker.sign.token import SigningKey, TokenSigner, generate_key, jwks
 from broker.stores.http import HttpStore
 from broker.stores.s3 import S3Store
 from broker.stores.swift import SwiftStore
+from tests.attacks.api import broker_column
 from tests.attacks.target import Target, TokenTarget
 from tests.parts import rclone, seaweedfs, storeside, swift
+from tests.parts.process import answers, free_ports, running
 from tests.parts.records import RCLONE, SEAWEEDFS, STORESIDE, SWIFT, s3_record, swift_record
 from tests.parts.seaweedfs import S3Part
 from tests.parts.storeside import ISSUER, StoresidePart
@@ -174,10 +177,54 @@ async def storeside_column(place: Path) -> AsyncIterator[Target]:
             )
 
 
+ADAPTER = replace(STORESIDE, multipart=False, observes=(), observes_parts=(), seals_parts=False)
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def _adapter(kind: str, *arguments: str) -> Column:
+    """A server in Python behind one of our adapters; ``{port}`` in its arguments is where it listens."""
+
+    @contextlib.asynccontextmanager
+    async def column(place: Path) -> AsyncIterator[Target]:
+        keys, published, audience = _keys(), place / "published.json", "disk-9"
+        published.write_text(json.dumps(jwks(keys)))
+        (port,) = free_ports(1)
+        url = f"http://127.0.0.1:{port}"
+        environment = {"STORE_KEYS": str(published), "STORE_AUDIENCE": audience, "STORE_ISSUER": ISSUER, "PYTHONPATH": str(_ROOT)}
+        command = [sys.executable, *(argument.replace("{port}", str(port)) for argument in arguments)]
+        signer = TokenSigner(keys[:1], ISSUER)
+        with running(command, log=place / "log", ready=lambda: answers(url, (401, 400)), environment=environment) as process:
+            part = StoresidePart(url, place, audience, signer, process.pid, place / "log")
+            async with _session() as session:
+                store, elsewhere = _stores(url, audience, signer, session, ADAPTER)
+                yield PartTarget(
+                    kind=kind,
+                    scheme="token",
+                    origin=url,
+                    store=store,
+                    elsewhere=elsewhere,
+                    own=True,
+                    parts=False,
+                    keys=keys,
+                    issuer=ISSUER,
+                    audience=audience,
+                    server=part,
+                    place=published,
+                )
+
+    return column
+
+
+_GUNICORN = ("-m", "gunicorn", "--bind", "127.0.0.1:{port}", "--threads", "8", "tests.attacks.python.wsgi:app")
+
 COLUMNS: Mapping[str, Column] = {
     "SeaweedFS": seaweedfs_column,
     "rclone": rclone_column,
     "Swift": swift_column,
     "Swift s3api": s3api_column,
     "storeside": storeside_column,
+    "aiohttp": _adapter("aiohttp", "-m", "tests.attacks.python.middleware", "{port}"),
+    "ASGI": _adapter("ASGI", "-m", "uvicorn", "--no-access-log", "--port", "{port}", "tests.attacks.python.asgi:app"),
+    "WSGI": _adapter("WSGI", *_GUNICORN),
+    "broker": broker_column,
 }

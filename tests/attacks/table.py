@@ -15,7 +15,7 @@ from tests.attacks import readme, weak
 from tests.attacks.attack import ATTACKS, Attack, Cell, ControlFailed, run
 from tests.attacks.columns import COLUMNS
 
-for _family in ("tampering", "s3", "swift", "uploads", "tokens", "smuggling"):
+for _family in ("tampering", "s3", "swift", "uploads", "tokens", "smuggling", "tenants"):
     importlib.import_module(f"tests.attacks.{_family}")
 
 _AT_ONCE = 4
