@@ -14,7 +14,7 @@ from tests.attacks.target import Target, TokenTarget, fresh_key
 from tests.attacks.wire import Shot, converse, fire
 
 _PATIENCE_SECONDS = 1.0
-_AT_ONCE = 8
+_AT_ONCE = 24
 
 
 def fronts(target: Target) -> bool:
@@ -157,10 +157,13 @@ async def disguised(target: Target, tries: Tries) -> None:
         "asterisk": b"GET *" + end,
         "CONNECT": b"CONNECT 127.0.0.1:80" + end + b"GET " + other + end,
     }
-    for name, raw in lines.items():
+
+    async def one(name: str, raw: bytes) -> None:
         answer = await converse(target.origin, raw, _PATIENCE_SECONDS)
         after = await target.fire(get)
         tries.tried(name, target.victim.marker in answer or after.body != target.mine.content, answer[:12].decode("latin-1"))
+
+    await asyncio.gather(*(one(name, raw) for name, raw in lines.items()))
 
 
 @attack(
