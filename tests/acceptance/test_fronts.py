@@ -32,7 +32,7 @@ from tests.parts.front import DEPLOY, FrontPart, wait_for
 from tests.parts.process import find_program
 from tests.parts.records import FRONT, storeside_record, without_clock
 
-KINDS = ["envoy"]
+KINDS = ["nginx", "haproxy", "envoy"]
 STARTS: dict[str, Callable[..., contextlib.AbstractContextManager[FrontPart]]] = {
     "nginx": nginx.start, "haproxy": haproxy.start, "envoy": envoy.start,
 }  # fmt: skip
