@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple
-from uuid import UUID
 
 from broker.model import WEAK_UPLOADS, Abilities, Exposure, Operation, Replica, ReplicaState, Store
 from broker.paths import IDLE, Load
@@ -83,8 +82,8 @@ class Candidate:
     slots: int | None = None
     bandwidth: int | None = None
     store_id: int = 0
-    replica: UUID | None = None
-    """The replica to read; ``None`` for a destination."""
+    replica: str | None = None
+    """The id of the replica to read; ``None`` for a destination."""
     key: str = ""
     """The key of that replica at its store."""
     state: ReplicaState = ReplicaState.ACTIVE
@@ -141,7 +140,7 @@ def source(replica: Replica, store: Store, scheme: str) -> Candidate:
         slots=store.read_slots,
         bandwidth=store.read_bandwidth,
         store_id=store.id,
-        replica=replica.id,
+        replica=str(replica.id),
         key=replica.key,
         state=replica.state,
         project=replica.project,

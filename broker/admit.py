@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from broker.paths import IDLE, Load
 
@@ -50,13 +50,27 @@ class Policy:
     """What is told when no expected end is known."""
 
 
-class Offer(NamedTuple):
+class Offered(Protocol):
     """One source or destination of a ranking, as far as admission is concerned."""
+
+    @property
+    def store(self) -> str: ...
+
+    @property
+    def slots(self) -> int | None: ...
+
+    @property
+    def seconds(self) -> float:
+        """The estimate of the transfer."""
+        ...
+
+
+class Offer(NamedTuple):
+    """The same, and nothing else."""
 
     store: str
     slots: int | None
     seconds: float
-    """The estimate of the transfer."""
 
 
 class Admitted(NamedTuple):
@@ -78,7 +92,7 @@ def has_slot(slots: int | None, load: Load) -> bool:
 
 
 def next_wants(
-    offers: Sequence[Offer], loads: Mapping[str, Load], parallel: int, granted: Collection[str], refused: Collection[str]
+    offers: Sequence[Offered], loads: Mapping[str, Load], parallel: int, granted: Collection[str], refused: Collection[str]
 ) -> tuple[str, ...]:
     """Stores to ask leases of next, best first; empty when there is nothing left to ask for."""
     missing = parallel - len(granted)
@@ -86,10 +100,11 @@ def next_wants(
         return ()
     free: list[str] = []
     full: list[str] = []
-    for store, slots, _ in offers:
+    for offer in offers:
+        store = offer.store
         if store in granted or store in refused or store in free or store in full:
             continue
-        if not has_slot(slots, loads.get(store, IDLE)):
+        if not has_slot(offer.slots, loads.get(store, IDLE)):
             full.append(store)
             continue
         free.append(store)
@@ -101,7 +116,7 @@ def next_wants(
 
 
 def settle(
-    offers: Sequence[Offer], granted: Collection[str], loads: Mapping[str, Load], count: int, now: float, policy: Policy
+    offers: Sequence[Offered], granted: Collection[str], loads: Mapping[str, Load], count: int, now: float, policy: Policy
 ) -> Admitted | Full:
     """The admission after the database has spoken: at most `count` sources, those with a lease among them."""
     active: list[int] = []
@@ -118,11 +133,11 @@ def settle(
     return Admitted(tuple(active), tuple(others[: max(0, count - len(active))]))
 
 
-def retry_after(offers: Sequence[Offer], loads: Mapping[str, Load], now: float, policy: Policy) -> float:
+def retry_after(offers: Sequence[Offered], loads: Mapping[str, Load], now: float, policy: Policy) -> float:
     """Seconds until a slot is expected on any of the offers' stores, from the expected ends of their leases."""
     soonest = math.inf
-    for store, slots, _ in offers:
-        load = loads.get(store, IDLE)
+    for offer in offers:
+        slots, load = offer.slots, loads.get(offer.store, IDLE)
         must_end = load.active - (slots or 0)  # how many leases have to end before the one that makes room
         if slots and 0 <= must_end < len(load.ends):
             soonest = min(soonest, load.ends[must_end] - now)
@@ -136,7 +151,7 @@ def lease_seconds(estimate_seconds: float, policy: Policy) -> float:
     return _bounded(estimate_seconds * policy.margin, policy.min_lease_seconds, policy.max_lease_seconds)
 
 
-def ticket_seconds(offers: Sequence[Offer], policy: Policy) -> float:
+def ticket_seconds(offers: Sequence[Offered], policy: Policy) -> float:
     """How long a ticket lives: long enough for the slowest source that it names."""
     slowest = max([offer.seconds for offer in offers], default=0.0)
     return _bounded(slowest * policy.margin, policy.min_ticket_seconds, policy.max_ticket_seconds)

@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from broker.accept import Candidate, Reason, Request, accept
 from broker.model import Operation
@@ -127,20 +127,23 @@ class Outlook(NamedTuple):
 class Outlooks:
     """The outlooks of the paths between one site and every store, as of the instant `at`; each is worked out when first asked for."""
 
-    __slots__ = ("_averages", "_found", "_policy", "at", "site")
+    __slots__ = ("_averages", "_policy", "at", "known", "site", "valued")
 
     def __init__(self, site: str | None, averages: Averages, policy: Policy, at: float) -> None:
         self.site = site
         self.at = at
         self._averages = averages
         self._policy = policy
-        self._found: dict[str, Outlook] = {}
+        self.known: dict[str, Outlook] = {}
+        """Those that were asked for, by store."""
+        self.valued: dict[int, Any] = {}
+        """For whoever keeps what he made of them: it is worth no more once they are not."""
 
     def of(self, candidate: Candidate) -> Outlook:
         """The outlook of the path to the candidate's store."""
-        found = self._found.get(candidate.store)
+        found = self.known.get(candidate.store)
         if found is None:
-            found = self._found[candidate.store] = outlook(self.site, candidate, self._averages, self._policy, self.at)
+            found = self.known[candidate.store] = outlook(self.site, candidate, self._averages, self._policy, self.at)
         return found
 
 
@@ -163,12 +166,19 @@ def rank(
 
 def order(request: Request, accepted: Sequence[Candidate], outlooks: Outlooks, loads: Loads, policy: Policy, rng: Random) -> list[Source]:
     """Candidates that nothing is against, in the order to try them."""
+    valued = value(request, accepted, outlooks, loads, policy)
+    return [valued[index] for index in draw([source.weight for source in valued], rng)]
+
+
+def value(request: Request, accepted: Sequence[Candidate], outlooks: Outlooks, loads: Loads, policy: Policy) -> list[Source]:
+    """Each candidate that nothing is against, in the order given, with what it is expected to take and its share of first draws."""
     if not accepted:
         return []
     size = policy.unknown_size if request.size is None else request.size
-    estimates = [estimate(outlooks.of(candidate), candidate, size, loads, policy) for candidate in accepted]
+    known = outlooks.known
+    estimates = [estimate(known.get(c.store) or outlooks.of(c), c, size, loads, policy) for c in accepted]
     shares = weigh(estimates, _lifts(request, accepted, loads, policy), policy)
-    return [Source(accepted[index], estimates[index], shares[index]) for index in draw(shares, rng)]
+    return list(map(Source, accepted, estimates, shares))
 
 
 def outlook(site: str | None, candidate: Candidate, averages: Averages, policy: Policy, now: float) -> Outlook:
@@ -229,9 +239,10 @@ def weigh(estimates: Sequence[Estimate], lifts: Sequence[float] | None, policy: 
 
 def draw(shares: Sequence[float], rng: Random) -> list[int]:
     """Indexes in a random order: at each place, an index is as likely as its share among those that are left."""
-    if len(shares) == 1:
-        return [0]
-    keys = [-math.log(1.0 - rng.random()) / max(share, 1e-300) for share in shares]
+    if len(shares) < 2:
+        return list(range(len(shares)))
+    log, random = math.log, rng.random
+    keys = [-log(1.0 - random()) / (share or 1e-300) for share in shares]
     return sorted(range(len(shares)), key=keys.__getitem__)
 
 

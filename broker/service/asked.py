@@ -10,8 +10,8 @@ from broker import errors, rank
 from broker.accept import Candidate
 from broker.model import Client
 from broker.permit import may_see_store
-from broker.service import places
 from broker.service.context import Context
+from broker.service.instants import instant
 
 
 class Wishes(NamedTuple):
@@ -66,9 +66,9 @@ def avoided(context: Context, client: Client, request: Mapping[str, Any], candid
     return avoid | (frozenset(candidates) - only) if only else avoid
 
 
-def excluded(ranking: rank.Ranking) -> list[dict[str, str]]:
+def excluded(exclusions: Iterable[rank.Exclusion]) -> list[dict[str, str]]:
     """The exclusions that this principal may know of, each with its reason (invariant 10)."""
-    return [{"store": candidate.store, "reason": reason} for candidate, reason in ranking.excluded]
+    return [{"store": candidate.store, "reason": reason} for candidate, reason in exclusions]
 
 
 def render_download(
@@ -80,7 +80,7 @@ def render_download(
         "operation": "download",
         "state": state,
         "blob": blob,
-        "expires_at": places.instant(expires_at),
+        "expires_at": instant(expires_at),
         "sources": sources,
         "excluded": out,
     }

@@ -17,7 +17,7 @@ from broker.model import Direction, Store
 from broker.paths import IDLE, Load, PathAverage
 from broker.rank import Averages, Outlooks
 
-OUTLOOK_SECONDS = 1.0
+OUTLOOK_SECONDS = 5.0
 """How long what was made of averages is used; new averages end it at once."""
 
 OUTLOOK_SITES = 1000

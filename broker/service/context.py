@@ -40,8 +40,8 @@ class Policy:
     url_ttl_seconds: float = 3600.0
     """No URL for reading, or for a single PUT, lives longer; a ticket can be refreshed."""
     share_bucket_seconds: float = 0.0
-    """0: every answer is signed afresh. Else transfer tokens for reading are shared by all who ask for the same replica in
-    the same stretch of this length; they name no principal."""
+    """0: every transfer token is signed afresh. Else those for reading are shared by all who ask for the same replica in
+    the same stretch of this length, in whole seconds; they name no principal."""
     upload_ttl_seconds: float = 86400.0
     """An upload without any activity for so long is abandoned."""
     part_url_ttl_seconds: float = 900.0

@@ -69,7 +69,7 @@ def rank_stores(context: Context, client: Client, request: Mapping[str, Any], ta
     ranking = rank.rank(ask, candidates, outlooks, context.memory.write_loads, policy.rank, now, context.rng)
     for exclusion in (*ranking.excluded, *ranking.hidden):
         context.metrics.exclusion(exclusion.reason)
-    excluded += asked.excluded(ranking)
+    excluded += asked.excluded(ranking.excluded)
     chosen: list[NewDestination] = []
     for candidate, estimate, weight in ranking.sources:
         known = context.memory.store(candidate.store)

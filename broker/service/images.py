@@ -21,8 +21,8 @@ from broker.catalog.transaction import transaction
 from broker.model import Blob, BlobState, Client, Exposure, Image, ImageStatus, ReplicaState, Role, Visibility
 from broker.service.context import Context
 from broker.service.idempotency import Claim
+from broker.service.instants import instant
 from broker.service.listing import Versioned, id_marker, limit_of, render_page
-from broker.service.places import instant
 from broker.service.summary import summary
 
 MAX_PROPERTIES = 128

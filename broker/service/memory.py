@@ -49,7 +49,7 @@ class Memory(Topology, Conditions):
         hot_bytes: int = 64 << 20,
         on_key_change: Callable[[], Any] | None = None,
     ) -> None:
-        Topology.__init__(self, open_store)
+        Topology.__init__(self, open_store, metrics.signing_seconds)
         Conditions.__init__(self)
         self.hot = Hot(pool, metrics, hot_bytes, self.stores, self.is_fresh)
         self._pool = pool

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from time import perf_counter
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -33,8 +32,8 @@ class Plan:
     count: int
     parallel: int
     target: Target
-    ranking: rank.Ranking
-    offers: list[admit.Offer]
+    sources: list[places.Source]
+    excluded: list[rank.Exclusion]
     wants: tuple[str, ...] = ()
     granted: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
@@ -83,14 +82,14 @@ class Target(NamedTuple):
 
 async def _locate(context: Context, client: Client, requests: Sequence[Mapping[str, Any]]) -> list[Target | errors.BrokerError]:
     """Which blob each request means, if this principal may read it."""
-    by_image = await _choose_blobs(context, client, [request for request in requests if "image" in request])
+    images = [request for request in requests if "image" in request]
+    by_image = await _choose_blobs(context, client, images) if images else iter(())
     named: list[Any] = [(request["blob"], None, None) if "blob" in request else next(by_image) for request in requests]
-    ids = [choice[0] for choice in named if isinstance(choice, tuple)]
-    found = dict(zip(ids, await context.memory.hot.blobs(ids), strict=True))
+    found = iter(await context.memory.hot.blobs([choice[0] for choice in named if isinstance(choice, tuple)]))
     for index, choice in enumerate(named):
         if isinstance(choice, tuple):
-            id, image_id, format = choice
-            hot = found[id]
+            _, image_id, format = choice
+            hot = next(found)
             readable = hot is not None and (image_id is not None or hot.read_by_all or may_read_blob(client.principal, hot.view.images))
             named[index] = Target(hot, image_id, format) if hot is not None and readable else errors.NotFound("No such blob.")
     return named
@@ -101,7 +100,7 @@ async def _choose_blobs(
 ) -> Iterator[tuple[str, UUID, str] | errors.BrokerError]:
     """Blob id, image id and format of each request that names an image."""
     chosen: list[Any] = []
-    images = await context.memory.hot.images([request["image"] for request in requests]) if requests else ()
+    images = await context.memory.hot.images([request["image"] for request in requests])
     for request, found in zip(requests, images, strict=True):
         try:
             image = _readable(client, found)
@@ -134,32 +133,60 @@ def _choose_format(image: Image, formats: Sequence[str] | None) -> str:
 # -- decide
 
 
+class Valued(NamedTuple):
+    """The replicas of a blob with what they are worth to clients of one site, and the chances by which their order is drawn."""
+
+    hot: HotBlob
+    sources: list[places.Source]
+    shares: list[float]
+
+
+VALUED_BLOBS = 10_000
+"""Blobs whose replicas' worth is kept for a site, at most; about 4 KB each, for some seconds."""
+
+
 def _decide(
     context: Context, client: Client, request: Mapping[str, Any], id: UUID, target: Target, failed_until: Mapping[str, float], now: float
 ) -> Plan:
     """Rank the blob's replicas for this client. Raises `NoSource` when there is none to offer."""
-    hot, principal, memory, policy = target.hot, client.principal, context.memory, context.policy
+    hot, principal, policy = target.hot, client.principal, context.policy.rank
     wishes = asked.wishes(context, client, request, hot.candidates)
     ask = accept.Request(
         Operation.DOWNLOAD, wishes.site, hot.view.blob.size, principal.project, principal.sees_private_stores, wishes.prefer,
         wishes.avoid, wishes.schemes, failed_until=failed_until,
     )  # fmt: skip
-    outlooks = memory.outlooks(Direction.READ, wishes.site, policy.rank, now)
+    outlooks = context.memory.outlooks(Direction.READ, wishes.site, policy, now)
+    excluded: list[rank.Exclusion] = []
     if hot.offered_to_all and not ask.is_choosy:  # nearly always: nothing to exclude, so nothing to ask of each candidate
-        ranking = rank.Ranking(rank.order(ask, hot.candidates, outlooks, memory.read_loads, policy.rank, context.rng), [], [])
+        valued = _value(context, ask, hot, outlooks)
+        sources = [valued.sources[index] for index in rank.draw(valued.shares, context.rng)]
     else:
-        ranking = rank.rank(ask, hot.candidates, outlooks, memory.read_loads, policy.rank, now, context.rng)
+        ranking = rank.rank(ask, hot.candidates, outlooks, context.memory.read_loads, policy, now, context.rng)
         _count_exclusions(context, ranking)
-    if not ranking.sources:
+        sources, excluded = list(map(places.Source, ranking.sources)), ranking.excluded
+    if not sources:
         context.metrics.ticket("download", "no-source")
         raise errors.NoSource(
-            "Every replica is excluded." if ranking.excluded else "The blob has no replica.",
-            extra={"excluded": asked.excluded(ranking)},
-            retry_after=policy.rank.failure_seconds if _may_pass(ranking) else None,
+            "Every replica is excluded." if excluded else "The blob has no replica.",
+            extra={"excluded": asked.excluded(excluded)},
+            retry_after=policy.failure_seconds if _may_pass(excluded) else None,
         )
-    offers = [admit.Offer(candidate.store, candidate.slots, estimate.seconds) for candidate, estimate, _ in ranking.sources]
     count, parallel = request.get("count", 3), request.get("parallel", 1)
-    return Plan(id, max(count, parallel), parallel, target, ranking, offers)
+    return Plan(id, max(count, parallel), parallel, target, sources, excluded)
+
+
+def _value(context: Context, ask: accept.Request, hot: HotBlob, outlooks: rank.Outlooks) -> Valued:
+    """What the replicas of a blob are worth to those who ask like this; the same until the outlooks change, if no load counts."""
+    kept: Valued | None = None if ask.prefer else outlooks.valued.get(id(hot))
+    if kept is not None and kept.hot is hot:
+        return kept
+    found = rank.value(ask, hot.candidates, outlooks, context.memory.read_loads, context.policy.rank)
+    valued = Valued(hot, list(map(places.Source, found)), [source.weight for source in found])
+    if not ask.prefer and not any(candidate.bandwidth for candidate in hot.candidates):
+        if len(outlooks.valued) >= VALUED_BLOBS:
+            outlooks.valued.clear()
+        outlooks.valued[id(hot)] = valued
+    return valued
 
 
 def _count_exclusions(context: Context, ranking: rank.Ranking) -> None:
@@ -167,9 +194,9 @@ def _count_exclusions(context: Context, ranking: rank.Ranking) -> None:
         context.metrics.exclusion(exclusion.reason)
 
 
-def _may_pass(ranking: rank.Ranking) -> bool:
+def _may_pass(excluded: Iterable[rank.Exclusion]) -> bool:
     """Whether waiting can help: something is excluded only because it failed this client a moment ago."""
-    return any(exclusion.reason is accept.Reason.RECENTLY_FAILED for exclusion in ranking.excluded)
+    return any(exclusion.reason is accept.Reason.RECENTLY_FAILED for exclusion in excluded)
 
 
 # -- admit
@@ -195,7 +222,7 @@ async def _admit(context: Context, client: Client, plans: Sequence[Plan]) -> Non
                 for plan in full:
                     plan.refused.clear()
                 pending = full
-    full_stores = {offer.store for plan in plans if plan.expires_at is None for offer in plan.offers}
+    full_stores = {offer.store for plan in plans if plan.expires_at is None for offer in plan.sources}
     if full_stores:
         await _note_ends(context, full_stores)
 
@@ -210,30 +237,34 @@ async def _note_ends(context: Context, names: Iterable[str]) -> None:
 
 def _wants(context: Context, plan: Plan) -> bool:
     """Choose what to ask for in this round; False when the plan is done, or nothing is left to ask for."""
-    plan.wants = admit.next_wants(plan.offers, context.memory.read_loads, plan.parallel, plan.granted, plan.refused)
+    plan.wants = admit.next_wants(plan.sources, context.memory.read_loads, plan.parallel, plan.granted, plan.refused)
     return bool(plan.wants)
 
 
 def _grant_request(context: Context, client: Client, plan: Plan) -> leases.GrantRequest:
     """Stores without slots are granted here and now; the others are asked for."""
-    policy, loads = context.policy.admit, context.memory.read_loads
+    policy, loads, wants = context.policy.admit, context.memory.read_loads, plan.wants
     wanted: list[leases.Want] = []
-    recorded: list[list[Any]] = []
-    for index, (candidate, estimate, weight) in enumerate(plan.ranking.sources):
-        store = candidate.store
-        is_wanted = store in plan.wants
-        if is_wanted and candidate.slots is None:
-            plan.granted.add(store)
-        elif is_wanted and not any(want.store_id == candidate.store_id for want in wanted):
-            wanted.append(leases.Want(candidate.store_id, "read", admit.lease_seconds(estimate.seconds, policy)))
-        if is_wanted or index < plan.count:
-            recorded.append(places.to_record(candidate, estimate, weight, is_wanted, loads.get(store, IDLE).active + 1))
+    recorded: list[str] = []
+    asked_for: set[str] = set()
+    for index, source in enumerate(plan.sources):
+        store = source.store
+        is_wanted = store in wants
+        if is_wanted:
+            if source.slots is None:
+                plan.granted.add(store)
+            elif store not in asked_for:
+                asked_for.add(store)
+                wanted.append(leases.Want(source.candidate.store_id, "read", admit.lease_seconds(source.seconds, policy)))
+        elif index >= plan.count:
+            continue
+        recorded.append(source.record(is_wanted, loads.get(store, IDLE).active + 1))
     if plan.expires_at is not None:  # recorded in an earlier round: only more leases are asked for
         return leases.GrantRequest(plan.id, None, wanted, False)
     principal, blob = client.principal, plan.target.hot.view.blob
     ticket = leases.TicketRow(
         Operation.DOWNLOAD, principal.project, principal.subject, client.instance, client.address, client.site, plan.target.image_id,
-        blob.id, blob.size, orjson.dumps(recorded).decode(), admit.ticket_seconds(plan.offers, policy),
+        blob.id, blob.size, f"[{','.join(recorded)}]", admit.ticket_seconds(plan.sources, policy),
     )  # fmt: skip
     return leases.GrantRequest(plan.id, ticket, wanted, not plan.granted)
 
@@ -257,29 +288,28 @@ def _take(context: Context, plan: Plan, grant: leases.Grant) -> None:
 
 def _answer(context: Context, plan: Plan, now: float) -> dict[str, Any] | errors.BrokerError:
     """The ticket as the client gets it; only what is returned is signed."""
-    target, ranking = plan.target, plan.ranking
-    admitted = admit.settle(plan.offers, plan.granted, context.memory.read_loads, plan.count, now, context.policy.admit)
+    target, metrics = plan.target, context.metrics
+    admitted = admit.settle(plan.sources, plan.granted, context.memory.read_loads, plan.count, now, context.policy.admit)
     if isinstance(admitted, admit.Full) or plan.expires_at is None:
-        context.metrics.ticket("download", "busy")
+        metrics.ticket("download", "busy")
         wait = admitted.retry_after if isinstance(admitted, admit.Full) else context.policy.admit.retry_seconds
-        return errors.Busy("Every store that has the blob is at its limit.", retry_after=wait, extra={"excluded": asked.excluded(ranking)})
-    sources: list[dict[str, Any]] = []
+        excluded = asked.excluded(plan.excluded)
+        return errors.Busy("Every store that has the blob is at its limit.", retry_after=wait, extra={"excluded": excluded})
+    first = None
+    shown: list[orjson.Fragment] = []
     for state, indexes in (("active", admitted.active), ("standby", admitted.standby)):
         for index in indexes:
-            candidate, estimate, weight = ranking.sources[index]
-            began = perf_counter()
-            signed = places.sign_read(context, candidate, plan.expires_at, now)
-            if not sources:  # one of each answer tells enough
-                context.metrics.signing_seconds.observe(perf_counter() - began, candidate.kind)
-            if signed is None:
-                ranking.excluded.append(rank.Exclusion(candidate, accept.Reason.UNSIGNABLE))
-                context.metrics.exclusion(accept.Reason.UNSIGNABLE)
+            source = plan.sources[index]
+            read = places.sign_read(context, source.store, source.candidate.key, plan.expires_at, now)
+            if read is None:
+                plan.excluded.append(rank.Exclusion(source.candidate, accept.Reason.UNSIGNABLE))
+                metrics.exclusion(accept.Reason.UNSIGNABLE)
                 continue
-            sources.append(places.show(candidate, estimate, weight, state, len(sources) + 1, signed))
-    if not sources:
-        context.metrics.ticket("download", "no-source")
-        return errors.NoSource("No URL can be signed for any replica.", extra={"excluded": asked.excluded(ranking)})
-    context.metrics.ticket("download", "granted", sources[0]["store"])
-    return asked.render_download(
-        plan.id, "open", target.hot.summary, target.image_id, target.format, plan.expires_at, sources, asked.excluded(ranking)
-    )
+            first = first or source.store
+            shown.append(source.show(len(shown) + 1, state, read))
+    excluded = asked.excluded(plan.excluded)
+    if first is None:
+        metrics.ticket("download", "no-source")
+        return errors.NoSource("No URL can be signed for any replica.", extra={"excluded": excluded})
+    metrics.ticket("download", "granted", first)
+    return asked.render_download(plan.id, "open", target.hot.summary, target.image_id, target.format, plan.expires_at, shown, excluded)

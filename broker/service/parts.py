@@ -17,7 +17,7 @@ from broker.catalog import uploads
 from broker.catalog.uploads import Destination, Upload
 from broker.model import Abilities, Digests, Handle, Store
 from broker.service.context import Context
-from broker.service.places import instant
+from broker.service.instants import instant
 from broker.stores.base import Limits, PartWrite, Write
 
 MEBIBYTE = 1 << 20

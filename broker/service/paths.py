@@ -10,8 +10,8 @@ from broker.catalog import path_pages
 from broker.catalog.path_pages import PathRow
 from broker.model import Client
 from broker.service.context import Context
+from broker.service.instants import instant
 from broker.service.listing import limit_of, render_page
-from broker.service.places import instant
 
 
 async def list_paths(context: Context, client: Client, query: Mapping[str, Any]) -> dict[str, Any]:

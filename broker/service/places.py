@@ -7,15 +7,16 @@ what the transfer reports.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-from broker import errors
+import orjson
+
+from broker import errors, rank
 from broker.accept import Candidate
 from broker.model import Handle
-from broker.rank import Estimate
+from broker.service import reads
 from broker.service.context import Context
+from broker.service.reads import Read
 
 
 class Place(NamedTuple):
@@ -58,48 +59,60 @@ class Recorded(NamedTuple):
         )  # fmt: skip
 
 
-def to_record(candidate: Candidate, estimate: Estimate, weight: float, active: bool, concurrency: int) -> list[Any]:
-    """A ranked candidate as it goes into the ticket's row; `recorded` reads it back."""
-    replica = None if candidate.replica is None else str(candidate.replica)
-    return [
-        candidate.store_id, replica, active, concurrency, estimate.seconds, estimate.rate, estimate.setup_seconds, estimate.success,
-        estimate.basis, weight,
-    ]  # fmt: skip
-
-
 def recorded(row: Sequence[Sequence[Any]]) -> list[Recorded]:
     """The places in a ticket's row."""
     return [Recorded(*entry) for entry in row]
 
 
-def sign_read(context: Context, place: Place | Candidate, expires_at: float, now: float) -> Handle | None:
-    """A handle that reads the place, at most until `expires_at`; ``None`` when the store's credential is missing or has ended."""
+class Source:
+    """A ranked replica on its way into a ticket: what admission asks of it, and what is recorded and shown of it.
+
+    The texts are made when first needed, and kept: the same replica goes into many tickets.
+    """
+
+    __slots__ = ("_recorded", "_shown", "candidate", "estimate", "seconds", "slots", "store", "weight")
+
+    def __init__(self, source: rank.Source) -> None:
+        self.candidate, self.estimate, self.weight = source
+        self.store = self.candidate.store
+        self.slots = self.candidate.slots
+        self.seconds = self.estimate.seconds
+        self._shown: bytes | None = None
+        self._recorded: tuple[str, str] | None = None
+
+    def record(self, active: bool, concurrency: int) -> str:
+        """The entry of a ticket's row, in JSON; `recorded` reads it back."""
+        if self._recorded is None:
+            at, told = self.candidate, self.estimate
+            numbers = (told.seconds, told.rate, told.setup_seconds, told.success, told.basis, self.weight)
+            self._recorded = orjson.dumps((at.store_id, at.replica))[:-1].decode(), orjson.dumps(numbers)[1:].decode()
+        before, after = self._recorded
+        return f"{before},true,{concurrency},{after}" if active else f"{before},false,{concurrency},{after}"
+
+    def show(self, rank: int, state: str, read: Read) -> orjson.Fragment:
+        """The source of a ticket, in JSON."""
+        if self._shown is None:
+            self._shown = orjson.dumps(describe(self.candidate, self.estimate, self.weight))[1:-1]
+        return _joined(rank, state, self._shown, read)
+
+
+def sign_read(context: Context, store: str, key: str, expires_at: float, now: float) -> Read | None:
+    """What reads a key of a store, at most until `expires_at`; ``None`` when the store's credential is missing or has ended."""
     policy = context.policy
-    ends_at = now + policy.url_ttl_seconds
-    if ends_at > expires_at:
-        ends_at = expires_at
+    ends_at = min(expires_at, now + policy.url_ttl_seconds)
     try:
-        if policy.share_bucket_seconds and place.kind == "http":
-            return context.memory.shared_handle(place.store, place.key, ends_at, now, policy.share_bucket_seconds)
-        handle = context.memory.driver(place.store).sign_get(place.key, ends_at, now)
+        read = context.memory.reads.sign(store, key, ends_at, now, int(policy.share_bucket_seconds))
     except errors.StoreUnavailable:
         return None
-    return handle if handle.expires_at > now else None
+    return read if read.expires_at > now else None
 
 
-def render(place: Place, rank: int, handle: Handle | None) -> dict[str, Any]:
-    """The place as JSON, with its URL where there is one."""
-    return show(place, place, place.weight, place.state, rank, handle)
-
-
-def show(at: Place | Candidate, told: Place | Estimate, weight: float, state: str, rank: int, handle: Handle | None) -> dict[str, Any]:
-    """The place `at` with the numbers `told` of it, as JSON; with its URL where there is one."""
-    shown = {
-        "rank": rank,
+def describe(at: Place | Candidate, told: Place | rank.Estimate, weight: float) -> dict[str, Any]:
+    """Where a place is, and the numbers told of it, as JSON."""
+    return {
         "store": at.store,
         "site": at.site,
         "kind": at.kind,
-        "state": state,
         "estimate": {
             "seconds": told.seconds,
             "rate": told.rate,
@@ -109,17 +122,18 @@ def show(at: Place | Candidate, told: Place | Estimate, weight: float, state: st
         },
         "weight": weight,
     }
-    if handle is not None:
-        shown["method"], shown["url"], shown["headers"], ends_at = handle
-        shown["expires_at"] = instant(ends_at)
-    return shown
 
 
-def instant(at: float) -> str:
-    """RFC 3339 in UTC, in whole seconds rounded down: nothing ends later than it says."""
-    return _instant(int(at))
+def show_read(place: Place, rank: int, read: Read) -> orjson.Fragment:
+    """The place as a source of a ticket, in JSON."""
+    return _joined(rank, place.state, orjson.dumps(describe(place, place, place.weight))[1:-1], read)
 
 
-@lru_cache(maxsize=4096)
-def _instant(at: int) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _joined(rank: int, state: str, described: bytes, read: Read) -> orjson.Fragment:
+    return orjson.Fragment(b'{"rank":%d,"state":"%b",%b,%b}' % (rank, state.encode(), described, read.shown))
+
+
+def render(place: Place, rank: int, handle: Handle | None) -> dict[str, Any]:
+    """The place as JSON, with its URL where there is one."""
+    shown = {"rank": rank, "state": place.state, **describe(place, place, place.weight)}
+    return shown if handle is None else shown | reads.show(handle)

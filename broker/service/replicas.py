@@ -31,8 +31,8 @@ from broker.model import Blob, BlobState, Client, Exposure, Principal, Purpose, 
 from broker.service.blobs import readable
 from broker.service.context import Context
 from broker.service.idempotency import Claim
+from broker.service.instants import instant
 from broker.service.listing import Versioned, id_marker, limit_of, render_page
-from broker.service.places import instant
 
 MAX_KEY_BYTES = 1024
 """S3's limit ("Object key names"); no kind of store has a smaller one."""

@@ -19,8 +19,8 @@ from broker.catalog.stores import StoreRecord
 from broker.model import Client, Exposure, Role, Store
 from broker.service.context import Context
 from broker.service.idempotency import Claim
+from broker.service.instants import instant
 from broker.service.listing import Versioned, limit_of, render_page
-from broker.service.places import instant
 from broker.service.sites import reload, require_admin
 from broker.stores.probe import Probed
 

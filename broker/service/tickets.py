@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+import orjson
+
 from broker import accept, admit, errors
 from broker.catalog import leases
 from broker.catalog import tickets as records
@@ -21,6 +23,7 @@ from broker.permit import may_read_blob
 from broker.service import asked, places, upload
 from broker.service.context import Context
 from broker.service.hot import HotBlob
+from broker.service.instants import instant
 from broker.service.places import Recorded
 from broker.service.summary import summary
 
@@ -51,14 +54,14 @@ async def get_ticket(context: Context, client: Client, id: UUID) -> dict[str, An
         active = place.store_id in held or (place.active and store.read_slots is None)
         shown: dict[str, Any] = {"store": store.name, "state": "active" if active else "standby"}
         if place.store_id in held:
-            shown["lease_expires_at"] = places.instant(held[place.store_id].expires_at)
+            shown["lease_expires_at"] = instant(held[place.store_id].expires_at)
         shown_places.append(shown)
     answer = {
         "id": str(id),
         "operation": "download",
         "state": "expired" if record.state == "open" and record.expired else record.state,
         "blob": summary(blob.blob),
-        "expires_at": places.instant(record.expires_at),
+        "expires_at": instant(record.expires_at),
         "places": shown_places,
     }
     if record.image_id is not None:
@@ -196,13 +199,13 @@ async def _render(context: Context, client: Client, record: TicketRecord) -> dic
             continue
         is_active = recorded.store_id in held or (recorded.active and candidate.slots is None)
         (active if is_active else standby).append(recorded.place(candidate, "active" if is_active else "standby"))
-    sources: list[dict[str, Any]] = []
+    sources: list[orjson.Fragment] = []
     for place in (*active, *standby):
-        handle = places.sign_read(context, place, record.expires_at, now)
-        if handle is None:
+        read = places.sign_read(context, place.store, place.key, record.expires_at, now)
+        if read is None:
             out.append({"store": place.store, "reason": accept.Reason.UNSIGNABLE})
         else:
-            sources.append(places.render(place, len(sources) + 1, handle))
+            sources.append(places.show_read(place, len(sources) + 1, read))
     if not sources:
         raise errors.NoSource("None of the ticket's places can be offered any more.", extra={"excluded": out})
     format = next((image.format for image in hot.view.images if image.id == record.image_id), None)
@@ -221,7 +224,7 @@ def _still_offered(
     context: Context, client: Client, hot: HotBlob, recorded: Recorded, now: float
 ) -> tuple[accept.Candidate | None, accept.Reason | None]:
     """The candidate behind a recorded place, and what is against it now; no candidate when it must not be shown."""
-    candidate = next((c for c in hot.candidates if str(c.replica) == recorded.replica), None)
+    candidate = next((c for c in hot.candidates if c.replica == recorded.replica), None)
     if candidate is None:
         return None, None
     request = accept.Request(Operation.DOWNLOAD, project=client.principal.project, sees_private=client.principal.sees_private_stores)

@@ -2,23 +2,20 @@
 
 Rules
 - A store's driver is opened when first used, and anew when the store, its credential or the keys have changed.
-- Transfer tokens that policy lets many clients share are kept here too: they belong to a driver.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 
 from broker import errors
 from broker.catalog import sites
-from broker.model import Handle, Store
+from broker.metrics import Times
+from broker.model import Store
+from broker.service.reads import Reads
 from broker.sites import ancestors
 from broker.stores.base import Store as Driver
-
-SHARED_HANDLES = 50_000
-"""Shared handles kept at most, about 1 KB each."""
 
 KNOWN_ADDRESSES = 10_000
 """Addresses whose site is remembered, at most."""
@@ -30,12 +27,12 @@ OpenStore = Callable[[Store], Driver]
 class Topology:
     """Every store and site, and what talks to the stores."""
 
-    def __init__(self, open_store: OpenStore) -> None:
+    def __init__(self, open_store: OpenStore, signing_seconds: Times) -> None:
         self._open_store = open_store
+        self.reads = Reads(self.driver, signing_seconds)
         self._stores: dict[str, Store] = {}
         self._by_id: dict[int, Store] = {}
         self._drivers: dict[str, Driver] = {}
-        self._shared: OrderedDict[tuple[str, str, float], Handle] = OrderedDict()
         self._sites: dict[str, sites.Site] = {}
         self._networks: list[tuple[sites.Network, str]] = []
         self._site_by_address: dict[str, str | None] = {}
@@ -47,7 +44,7 @@ class Topology:
         for name in list(self._drivers):
             if self._stores.get(name) != before.get(name):
                 del self._drivers[name]
-                self._shared.clear()
+                self.reads.forget()
         self._sites = {site.path: site for site in found_sites}
         networks = [(network, site.path) for site in self._sites.values() for network in site.networks]
         self._networks = sorted(networks, key=lambda entry: -entry[0].prefixlen)
@@ -80,19 +77,7 @@ class Topology:
     def forget_drivers(self) -> None:
         """Open every driver anew when next used: credentials or keys have changed."""
         self._drivers.clear()
-        self._shared.clear()
-
-    def shared_handle(self, name: str, key: str, expires_at: float, now: float, bucket_seconds: float) -> Handle:
-        """A handle for reading that all share who ask in the same stretch of `bucket_seconds`: it ends with a stretch."""
-        ends_at = expires_at - expires_at % bucket_seconds
-        if ends_at <= now:
-            return self.driver(name).sign_get(key, expires_at, now)
-        handle = self._shared.get((name, key, ends_at))
-        if handle is None:
-            handle = self._shared[name, key, ends_at] = self.driver(name).sign_get(key, ends_at, now)
-            while len(self._shared) > SHARED_HANDLES:
-                self._shared.popitem(last=False)
-        return handle
+        self.reads.forget()
 
     # -- sites
 

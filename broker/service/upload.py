@@ -23,6 +23,7 @@ from broker.catalog.uploads import Destination, NewUpload, Upload
 from broker.model import Blob, BlobState, Client, Operation, Store, UploadState, new_id
 from broker.service import destinations, parts, places, targets
 from broker.service.context import Context
+from broker.service.instants import instant
 from broker.service.summary import summary
 from broker.service.targets import Known, Target
 from broker.verify import Declaration, declaration_problems
@@ -206,7 +207,7 @@ async def upload_state(context: Context, client: Client, ticket: UUID) -> dict[s
             continue
         shown: dict[str, Any] = {"store": store.name, "state": place.state}
         if store.id in held:
-            shown["lease_expires_at"] = places.instant(held[store.id])
+            shown["lease_expires_at"] = instant(held[store.id])
         if place.part_size is not None:
             shown["part_size"] = place.part_size
             if mine.state is UploadState.OPEN and place.state == "active":
@@ -314,7 +315,7 @@ async def _head(context: Context, upload: Upload) -> dict[str, Any]:
         "operation": "upload",
         "state": state,
         "blob": summary(Blob(upload.blob_id, upload.size, upload.digests, blob_state)),
-        "expires_at": places.instant(upload.expires_at),
+        "expires_at": instant(upload.expires_at),
     }
     if upload.image_id is not None:
         head["image"] = str(upload.image_id)
@@ -349,7 +350,7 @@ async def _show(context: Context, upload: Upload, place: Destination, store: Sto
     )  # fmt: skip
     if place.state == "active" and place.part_size is None:
         return places.render(row, rank, await parts.sign_single(context, upload, place, store))
-    shown = places.render(row, rank, None) | {"expires_at": places.instant(upload.expires_at)}
+    shown = places.render(row, rank, None) | {"expires_at": instant(upload.expires_at)}
     if place.part_size is not None:
         shown["part_size"] = place.part_size
         if upload.size is not None:

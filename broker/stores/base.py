@@ -109,6 +109,16 @@ class Store(Protocol):
 
 
 @runtime_checkable
+class SignsAlike(Protocol):
+    """A store whose URLs for reading hold nothing of their own: same key, same end, same URL, so that one can be kept for many."""
+
+    @property
+    def reads_by(self) -> int:
+        """Which of its secrets `Store.sign_get` signs with now; a URL is worth no more once that has changed."""
+        ...
+
+
+@runtime_checkable
 class FindsMultipart(Protocol):
     """A store where `Store.begin` leaves something behind, so that an upload whose id got lost has to be found again."""
 

@@ -84,6 +84,8 @@ class S3Store:
 
     # --- signing ---
 
+    reads_by: ClassVar[int] = 0
+
     def sign_get(self, key: str, expires_at: float, now: float) -> Handle:
         return self._sign(self._reads, key, expires_at, now, NO_HEADERS)
 

@@ -86,6 +86,10 @@ class SwiftStore:
 
     # --- signing ---
 
+    @property
+    def reads_by(self) -> int:
+        return self._keys.all.index(self._keys.signing)
+
     def sign_get(self, key: str, expires_at: float, now: float) -> Handle:
         return self._sign("GET", self._container, self._prefix + key, expires_at, NO_HEADERS)
 

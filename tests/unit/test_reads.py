@@ -1,0 +1,83 @@
+"""Handles for reading: one for all who ask at about the same time, wherever it holds nothing of who asked."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, ClassVar
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker import errors, metrics
+from broker.model import Handle
+from broker.service.reads import LONGEST_STEP_SECONDS, Read, Reads, url_step_seconds
+
+NOW = 1_700_000_000.5
+
+
+class Tokens:
+    """A store whose handles differ each time."""
+
+    kind: ClassVar[str] = "http"
+
+    def __init__(self) -> None:
+        self.signed = itertools.count()
+
+    def sign_get(self, key: str, expires_at: float, now: float) -> Handle:
+        if expires_at <= now:
+            raise errors.StoreUnavailable("too late")
+        return Handle("GET", f"http://s/{key}?{next(self.signed)}", {}, float(int(expires_at)))
+
+
+class Alike(Tokens):
+    """A store whose URLs hold nothing of their own."""
+
+    kind = "s3"
+    reads_by = 0
+
+
+def reads(driver: Any) -> Reads:
+    return Reads(lambda name: driver, metrics.create().signing_seconds)
+
+
+def url(read: Read) -> str:
+    return str(orjson.loads(b"{" + read.shown + b"}")["url"])
+
+
+def test_urls_alike_are_signed_once() -> None:
+    kept = reads(Alike())
+    assert kept.sign("a", "k", NOW + 600, NOW, 0) == kept.sign("a", "k", NOW + 601, NOW + 1, 0)
+    assert url(kept.sign("a", "l", NOW + 600, NOW, 0)) != url(kept.sign("a", "k", NOW + 600, NOW, 0))
+
+
+def test_a_url_is_forgotten_with_what_it_was_signed_with() -> None:
+    driver = Alike()
+    kept = reads(driver)
+    first = url(kept.sign("a", "k", NOW + 600, NOW, 0))
+    driver.reads_by = 1
+    second = url(kept.sign("a", "k", NOW + 600, NOW, 0))
+    kept.forget()
+    assert len({first, second, url(kept.sign("a", "k", NOW + 600, NOW, 0))}) == 3
+
+
+def test_tokens_are_shared_only_where_policy_says_so() -> None:
+    kept = reads(Tokens())
+    assert url(kept.sign("a", "k", NOW + 600, NOW, 0)) != url(kept.sign("a", "k", NOW + 600, NOW, 0))
+    shared = kept.sign("a", "k", NOW + 600, NOW, 300)
+    assert shared == kept.sign("a", "k", NOW + 601, NOW + 1, 300)
+    assert shared.expires_at % 300 == 0 and NOW + 300 <= shared.expires_at <= NOW + 600
+
+
+def test_what_would_end_before_the_step_is_signed_for_one() -> None:
+    kept = reads(Tokens())
+    assert kept.sign("a", "k", NOW + 10, NOW, 3600).expires_at == int(NOW + 10)
+    with pytest.raises(errors.StoreUnavailable):
+        kept.sign("a", "k", NOW - 1, NOW, 3600)
+
+
+@given(st.floats(0, 1e6))
+def test_a_step_costs_at_most_an_eighth_of_the_life(life: float) -> None:
+    step = url_step_seconds(life)
+    assert 1 <= step <= LONGEST_STEP_SECONDS and (step == 1 or step <= life / 8)
