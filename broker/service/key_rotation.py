@@ -17,8 +17,8 @@ from broker.catalog import keys
 from broker.model import Client
 from broker.service.context import Context
 from broker.service.idempotency import Claim
+from broker.service.instants import instant
 from broker.service.keys import WrongPassphrase
-from broker.service.places import instant
 from broker.service.sites import require_admin
 from broker.sign import rotation
 from broker.sign.rotation import Life, Plan
