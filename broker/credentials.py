@@ -54,6 +54,7 @@ class Credentials(Mapping[str, Credential]):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._read: dict[str, tuple[tuple[int, int, int], Credential]] = {}
+        self._given: dict[str, Credential] = {}  # by the environment
 
     def __getitem__(self, name: str) -> Credential:
         try:
@@ -87,12 +88,13 @@ class Credentials(Mapping[str, Credential]):
         variable = "BROKER_CREDENTIAL_" + name.upper().replace("-", "_")
         text = os.environ.get(variable)
         if text is not None:
-            return _parse(text.encode(), f"the environment variable {variable}")
+            given = self._given[name] = _parse(text.encode(), f"the environment variable {variable}")
+            return given
         return self._from_file(name)
 
     def secrets(self) -> Iterator[str]:
         """Every value that was read so far and is long enough to be a secret, for scrubbing logs."""
-        for _, credential in self._read.values():
+        for credential in (*self._given.values(), *(credential for _, credential in self._read.values())):
             yield from (value for value in credential.values() if len(value) >= 8)
 
     def _from_file(self, name: str) -> Credential:

@@ -16,9 +16,11 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
+import webob
 from keystoneauth1 import service_token
 from keystoneauth1 import session as keystone_session
 from keystoneauth1.identity import v3
+from keystonemiddleware.auth_token import AuthProtocol
 
 from tests.parts.broker import Api, BrokerProcess, broker_on, serve
 from tests.parts.keystone import KeystonePart
@@ -217,9 +219,15 @@ async def test_nobody_invents_a_token(house: House, api: Api) -> None:
     assert (await api.as_(token).get("/v1/images")).status == 401
 
 
-async def test_an_expired_token_with_a_service_behind_it(house: House, api: Api) -> None:
-    with house.keystone.giving_tokens_for(3):
-        token = house.keystone.token("alice", "a")
+@pytest.fixture(scope="module")
+def brief(house: House) -> str:
+    """A token of alice that soon ends."""
+    with house.keystone.giving_tokens_for(2) as other:
+        return other.token("alice", "a")
+
+
+async def test_an_expired_token_with_a_service_behind_it(house: House, api: Api, brief: str) -> None:
+    token = brief
     await until(lambda: is_refused(api, token))
     nova, bob = house.keystone.token("nova", "service"), house.keystone.token("bob", "b")
     assert await status(api, token, nova) == 200
@@ -243,6 +251,51 @@ def test_as_nova_asks(house: House) -> None:
     answer = session.get(f"{house.broker.url}/v1/images")
     assert answer.status_code == 200
     assert "X-Service-Token" in answer.request.headers
+
+
+def middleware(keystone: KeystonePart) -> AuthProtocol:
+    """What Nova, Cinder and Glance put before themselves."""
+
+    def inside(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"in"]
+
+    settings = {
+        "auth_type": "password", "auth_url": keystone.url, "username": "broker", "password": keystone.passwords["broker"],
+        "user_domain_name": "Default", "project_name": "service", "project_domain_name": "Default",
+        "www_authenticate_uri": keystone.url, "service_token_roles": "service", "service_token_roles_required": True,
+        "token_cache_time": -1, "http_connect_timeout": 30,
+    }  # fmt: skip
+    return AuthProtocol(inside, settings)
+
+
+def lets_in(protocol: AuthProtocol, token: str, service: str | None) -> bool:
+    request = webob.Request.blank("/v2/images", headers={"X-Auth-Token": token})
+    if service is not None:
+        request.headers["X-Service-Token"] = service
+    return bool(request.get_response(protocol).status_int == 200)
+
+
+async def test_as_keystonemiddleware_decides(house: House, api: Api, brief: str) -> None:
+    """Every kind of token with every kind of service token: the broker lets in whom OpenStack's own services let in."""
+    keystone = house.keystone
+    await until(lambda: is_refused(api, brief))
+    revoked = keystone.token("alice", "a")
+    keystone.revoke(revoked)
+    kinds = {
+        "good": keystone.token("alice", "a"), "service": keystone.token("nova", "service"), "admin": keystone.token("admin", "admin"),
+        "expired": brief, "revoked": revoked, "invented": "gAAAAAB" + "A" * 170,
+    }  # fmt: skip
+    protocol = middleware(keystone)
+    decided = {}
+    for name, token in kinds.items():
+        for with_, service in {"none": None, **kinds}.items():
+            theirs = await asyncio.to_thread(lets_in, protocol, token, service)
+            decided[name, with_] = theirs
+            assert (await status(api, token, service) == 200) is theirs, (name, with_)
+    assert decided["good", "none"]
+    assert decided["expired", "service"]
+    assert sum(decided.values()) == 7
 
 
 def test_by_command(house: House, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,10 @@ class KeystonePart:
         process = self._process.enter_context(
             running(
                 arguments, log=self.directory / "server.log", ready=lambda: answers(f"{self.url}/v3"),
-                environment={"OS_BOOTSTRAP_PASSWORD": self.password},
+                environment={
+                    "OS_BOOTSTRAP_PASSWORD": self.password, "OS_BOOTSTRAP_REGION_ID": "here",
+                    **{f"OS_BOOTSTRAP_{name}_URL": f"{self.url}/v3" for name in ("PUBLIC", "INTERNAL", "ADMIN")},
+                },
             )
         )  # fmt: skip
         self.pid = process.pid
@@ -88,20 +91,23 @@ class KeystonePart:
             self.begin()
 
     @contextlib.contextmanager
-    def giving_tokens_for(self, seconds: int) -> Iterator[None]:
-        """Restarted, twice, to give short-lived tokens for as long as the block lasts."""
-        self.end()
-        self._configure(seconds)
-        self.begin()
+    def giving_tokens_for(self, seconds: int) -> Iterator[KeystonePart]:
+        """Another server of the same Keystone for as long as the block lasts; its tokens soon end."""
+        place = self.directory / f"for-{seconds}"
+        place.mkdir()
+        (port,) = free_ports(1)
+        other = replace(self, url=f"http://127.0.0.1:{port}", directory=place, port=port, _process=contextlib.ExitStack())
+        other.configure(self.directory, seconds)
+        (place / "ready").touch()
+        other.begin()
         try:
-            yield
+            yield other
         finally:
-            self.end()
-            self._configure(TOKEN_SECONDS)
-            self.begin()
+            other.end()
 
-    def _configure(self, token_seconds: int) -> None:
-        (self.directory / "keystone.conf").write_text(_CONFIGURATION.format(directory=self.directory, token_seconds=token_seconds))
+    def configure(self, data: Path, token_seconds: int = TOKEN_SECONDS) -> None:
+        """Write the server's configuration; its data lies in the directory `data`."""
+        (self.directory / "keystone.conf").write_text(_CONFIGURATION.format(directory=data, token_seconds=token_seconds))
 
     @contextlib.contextmanager
     def hanging(self) -> Iterator[None]:
@@ -176,7 +182,7 @@ def start(directory: Path) -> Iterator[KeystonePart]:
         (directory / name).mkdir(mode=0o700)
     (port,) = free_ports(1)
     part = KeystonePart(f"http://127.0.0.1:{port}", directory, secrets.token_urlsafe(16), port)
-    part._configure(TOKEN_SECONDS)
+    part.configure(directory)
     part.begin()
     try:
         part.user("broker", {"service": ["service"]})

@@ -143,7 +143,9 @@ def test_a_credential_is_read_again_when_it_changes(tmp_path: Path) -> None:
 def test_the_environment_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a-b.json").write_text('{"key": "file"}')
     monkeypatch.setenv("BROKER_CREDENTIAL_A_B", '{"key": "environment"}')
-    assert Credentials(tmp_path).read("a-b") == Credential({"key": "environment"})
+    credentials = Credentials(tmp_path)
+    assert credentials.read("a-b") == Credential({"key": "environment"})
+    assert list(credentials.secrets()) == ["environment"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '{"a": "' + "x" * 70000 + '"}'])
