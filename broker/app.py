@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -25,11 +26,13 @@ import structlog
 from aiohttp import web
 
 from broker import __version__, admit, config, embedded, errors, metrics, rank
-from broker.catalog import connect, leases, migrations, paths
+from broker.catalog import address, connect, leases, migrations, paths
 from broker.catalog.coalesce import Coalescer
 from broker.config import Address, ConfigError, Settings
 from broker.credentials import Credentials
+from broker.fields import suggestion
 from broker.model import Store
+from broker.privileges import Opened
 from broker.service import jobs, keys
 from broker.service.context import Context, Policy
 from broker.service.memory import Memory
@@ -69,21 +72,22 @@ class Broker:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, *, api: bool = True, with_jobs: bool = True, credentials: Credentials | None = None
+    settings: Settings, *, api: bool = True, with_jobs: bool = True, credentials: Credentials | None = None, opened: Opened | None = None
 ) -> AsyncIterator[Broker]:
-    """A broker for as long as the block lasts.
+    """A broker for as long as the block lasts. `opened` is what was opened before rights were given up.
 
     Raises `ConfigError`, `embedded.EmbeddedError`, `migrations.SchemaError`, `keys.WrongPassphrase`, `errors.Unavailable` and
     `OSError` (an address in use) when it cannot start; the texts say what to do.
     """
     policy = build_policy(settings.policy)
+    opened = opened or Opened()
     router = Router(HANDLERS) if api else None
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(database_url(settings))
         await prepare_schema(settings, url)
         pool = await _open_pool(stack, settings, url)
         counted = metrics.create(__version__)
-        keyring = await load_keys(settings, pool, policy)
+        keyring = await load_keys(settings, pool, policy, opened.passphrase)
         session = await stack.enter_async_context(_session(counted))
         known = credentials or Credentials(settings.credentials_dir)
         own_keys = partial(_published_now, keyring)
@@ -115,34 +119,41 @@ async def running(
         if with_jobs:
             loops += [jobs.repeat(context, job) for job in (*jobs.JOBS, jobs.age(settings.database.keep_days))]
         stack.push_async_callback(_end, [asyncio.create_task(loop) for loop in loops])
-        metrics_listens = await _listen(stack, web.Server(_Health(context).handle, access_log=None), settings.http.metrics_listen, False)
+        metrics_listens = await _listen(
+            stack, web.Server(_Health(context).handle, access_log=None), settings.http.metrics_listen, False, opened.metrics
+        )
         listens = None
         if router is not None:
             finder = ClientFinder(settings.http.trusted_proxies, memory.site_of)
             limit = settings.http.body_limit_bytes
             handle = Api(context, router, authenticator, finder, body_limit_bytes=limit, keystone=keystone)
             server = ApiServer(handle, body_limit_bytes=limit)
-            listens = await _listen(stack, server, settings.http.listen, settings.http.reuse_port)
+            listens = await _listen(stack, server, settings.http.listen, settings.http.reuse_port, opened.api)
         yield Broker(context, known, listens, metrics_listens)
 
 
 def build_policy(numbers: config.PolicyNumbers) -> Policy:
-    """The policy with what the settings say of it. Raises `ConfigError` for a name that there is not."""
+    """The policy with what the settings say of it. Raises `ConfigError` with all names and values that do not fit."""
     default = Policy()
-    ranking = _with_numbers(default.rank, numbers.ranking, "policy.ranking")
-    return replace(
-        _with_numbers(default, numbers.uploads, "policy.uploads"),
+    wrong: list[str] = []
+    ranking = _with_numbers(default.rank, numbers.ranking, "policy.ranking", wrong)
+    policy = replace(
+        _with_numbers(default, numbers.uploads, "policy.uploads", wrong),
         rank=ranking,
         paths=replace(default.paths, half_life_seconds=ranking.half_life_seconds),
-        admit=_with_numbers(default.admit, numbers.admission, "policy.admission"),
+        admit=_with_numbers(default.admit, numbers.admission, "policy.admission", wrong),
     )
+    if wrong:
+        raise ConfigError(*wrong)
+    return policy
 
 
 @asynccontextmanager
 async def database_url(settings: Settings) -> AsyncIterator[str]:
     """The URL of the database, with the embedded PostgreSQL running where there is no other."""
     if settings.database.url is not None:
-        yield settings.database.url
+        file = settings.database.password_file
+        yield settings.database.url if file is None else address.with_password(settings.database.url, file)
         return
     server = await embedded.start(settings.postgres_dir)
     try:
@@ -151,11 +162,11 @@ async def database_url(settings: Settings) -> AsyncIterator[str]:
         await server.stop()
 
 
-async def load_keys(settings: Settings, pool: Any, policy: Policy) -> keys.Keyring:
-    """The signing keys. Raises `ConfigError`, `keys.WrongPassphrase` and `errors.Unavailable`."""
+async def load_keys(settings: Settings, pool: Any, policy: Policy, secret: bytes | None = None) -> keys.Keyring:
+    """The signing keys; `secret` is the passphrase where it was read already. Raises `ConfigError`, `keys.WrongPassphrase` and `errors.Unavailable`."""
     wanted = settings.keys
     terms = Terms(wanted.overlap_seconds, wanted.rotate_after_seconds, policy.longest_url_seconds)
-    return await keys.load(pool, passphrase(wanted.passphrase_file), settings.http.public_url, wanted.algorithm, terms)
+    return await keys.load(pool, secret or passphrase(wanted.passphrase_file), settings.http.public_url, wanted.algorithm, terms)
 
 
 def passphrase(path: Path) -> bytes:
@@ -197,20 +208,21 @@ def _published_now(keyring: keys.Keyring) -> dict[str, list[dict[str, str]]]:
     return keyring.jwks(time.time())
 
 
-def _with_numbers(policy: _Numbers, numbers: config.Numbers, section: str) -> _Numbers:
-    known: dict[str, Any] = {field.name: getattr(policy, field.name) for field in fields(policy)}
+def _with_numbers(policy: _Numbers, numbers: config.Numbers, section: str, wrong: list[str]) -> _Numbers:
+    known: dict[str, Any] = {
+        each.name: getattr(policy, each.name) for each in fields(policy) if isinstance(getattr(policy, each.name), int | float | tuple)
+    }
     changed: dict[str, Any] = {}
     for name, value in numbers.items():
         default = known.get(name)
-        if not isinstance(default, int | float | tuple):
-            raise ConfigError(
-                f"{section}: unknown field {name}; known: {', '.join(n for n in known if isinstance(known[n], int | float | tuple))}"
-            )
-        if isinstance(default, tuple) != isinstance(value, tuple) or isinstance(default, bool) != isinstance(value, bool):
-            raise ConfigError(f"{section}.{name}: must be like its default, {default}")
-        if isinstance(default, int) and not isinstance(default, bool) and isinstance(value, float):
-            raise ConfigError(f"{section}.{name}: must be a whole number")
-        changed[name] = value
+        if default is None:
+            wrong.append(f"{section}: unknown field {name}{suggestion(name, list(known)) or '; known: ' + ', '.join(known)}")
+        elif isinstance(default, tuple) != isinstance(value, tuple) or isinstance(default, bool) != isinstance(value, bool):
+            wrong.append(f"{section}.{name}: must be like its default, {default}")
+        elif isinstance(default, int) and not isinstance(default, bool) and isinstance(value, float):
+            wrong.append(f"{section}.{name}: must be a whole number")
+        else:
+            changed[name] = value
     return replace(policy, **changed)
 
 
@@ -300,19 +312,26 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _listen(stack: AsyncExitStack, server: Any, address: Address | None, reuse_port: bool) -> Address | None:
+async def _listen(
+    stack: AsyncExitStack, server: Any, address: Address | None, reuse_port: bool, bound: Sequence[socket.socket] = ()
+) -> Address | None:
     if address is None:
         return None
     make: Callable[[], asyncio.Protocol] = server
-    listener = await asyncio.get_running_loop().create_server(make, address.host, address.port, reuse_port=reuse_port or None, backlog=1024)
+    loop = asyncio.get_running_loop()
+    if bound:
+        listeners = [await loop.create_server(make, sock=listener, backlog=1024) for listener in bound]
+    else:
+        listeners = [await loop.create_server(make, address.host, address.port, reuse_port=reuse_port or None, backlog=1024)]
 
     async def stop() -> None:
-        listener.close()
+        for listener in listeners:
+            listener.close()
         server.pre_shutdown()
         await server.shutdown(STOP_SECONDS)
 
     stack.push_async_callback(stop)
-    return Address(address.host, listener.sockets[0].getsockname()[1])
+    return Address(address.host, listeners[0].sockets[0].getsockname()[1])
 
 
 class _Health:

@@ -1,7 +1,7 @@
 """Settings: one TOML file, described by schemas/config.json, read once at the start.
 
-Rules: every field has a default, so that no file is needed; unknown fields are refused by name; nothing here is secret but
-the database's URL, which `repr` hides.
+Rules: every field has a default, so that no file is needed; unknown fields are refused by name; whatever is wrong is said at
+once; nothing here is secret but the database's URL, which `repr` hides.
 """
 
 from __future__ import annotations
@@ -11,30 +11,35 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import jsonschema_rs
-import orjson
-
+from broker import fields
 from broker.model import Role
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Numbers = Mapping[str, float | bool | tuple[float, ...]]
 
-_MAY_HOLD_PASSWORDS = {
-    "database.url": "must begin with postgresql://",
-    "auth.keystone.url": "must be an http(s) URL without a user, a query and a fragment",
-}
-"""Fields whose wrong values are not repeated, and what is expected of them."""
-_PASSWORD = re.compile(r"://[^/@:]*:[^@]+@|[?&]password=")
+PASSWORD = re.compile(r"://[^/@:]*:[^@]+@|[?&]password=")
+"""Finds a password in the URL of a database."""
+
+
+_Section = TypeVar("_Section")
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; the text names the file and the field."""
+    """The configuration cannot be used; each of `problems` names the field, and the file where it is known. The text has a line for each.
+
+    `rest` are the settings with the defaults in place of what is wrong, to look for more problems; nothing may run with them.
+    """
+
+    def __init__(self, *problems: str, rest: Settings | None = None) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+        self.rest = rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class Database:
     """`url` is ``None`` for the embedded PostgreSQL."""
 
     url: str | None = field(default=None, repr=False)
+    password_file: Path | None = None
     min_connections: int = 2
     max_connections: int = 16
     migrate: Literal["auto", "require"] = "auto"
@@ -165,91 +171,114 @@ def load(path: Path | None = None) -> Settings:
     try:
         with path.open("rb") as file:
             document = tomllib.load(file)
-            readable = os.fstat(file.fileno()).st_mode & stat.S_IROTH
+            mode = os.fstat(file.fileno()).st_mode
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}: no TOML: not UTF-8 (at line {line})") from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: no TOML: {error}") from None
     warnings = []
-    if readable and _PASSWORD.search(str(document.get("database", {}).get("url", ""))):
+    if not document:
+        warnings.append(f"{path} sets nothing: every field has its default")
+    if mode & stat.S_IWOTH:
+        warnings.append(f"everybody can change {path}: chmod o-w {path}")
+    if mode & stat.S_IROTH and PASSWORD.search(str(document.get("database", {}).get("url", ""))):
         warnings.append(f"{path} holds a database password and everybody can read it: chmod 600 {path}")
     try:
         return parse(document, base=path.parent, warnings=tuple(warnings))
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(*(f"{path}: {problem}" for problem in error.problems), rest=error.rest) from None
 
 
 def parse(document: dict[str, Any], *, base: Path | None = None, warnings: tuple[str, ...] = ()) -> Settings:
-    """Settings from a parsed TOML document; relative paths begin at `base`. Raises `ConfigError`."""
-    _check(document)
+    """Settings from a parsed TOML document; relative paths begin at `base`. Raises `ConfigError` with everything that is wrong."""
+    found = fields.problems(document)
+    wrong = [problem.text for problem in found]
+    while found:  # so that the rest is looked at as well, without what lacks a part now
+        for problem in found:
+            document = fields.without(document, problem.path)
+        found = fields.problems(document)
 
     def place(text: str) -> Path:
         return (base or Path.cwd()) / Path(text).expanduser()
 
+    def read(section: Callable[[dict[str, Any]], _Section], name: str) -> _Section:
+        try:
+            return section(document.get(name, {}))
+        except ConfigError as error:
+            wrong.extend(error.problems)
+            return section({})
+
     data_dir = place(document["data_dir"]) if "data_dir" in document else _xdg("XDG_DATA_HOME", ".local/share")
     keys = document.get("keys", {})
     passphrase = place(keys["passphrase_file"]) if "passphrase_file" in keys else data_dir / "keys.passphrase"
-    return Settings(
+    settings = Settings(
         data_dir=data_dir,
         credentials_dir=place(document["credentials_dir"]) if "credentials_dir" in document else data_dir / "credentials",
         postgres_dir=data_dir / "postgres" if "data_dir" in document else None,
-        http=_http(document.get("http", {})),
-        database=_database(document.get("database", {})),
-        keys=_keys({**keys, "passphrase_file": passphrase}),
-        auth=_auth(document.get("auth", {}), place),
+        http=read(_http, "http"),
+        database=read(lambda section: _database(section, place), "database"),
+        keys=read(lambda section: _keys({**section, "passphrase_file": passphrase}), "keys"),
+        auth=read(lambda section: _auth(section, place), "auth"),
         hot_bytes=document.get("memory", {}).get("hot_bytes", Settings.__dataclass_fields__["hot_bytes"].default),
         log=Log(**document.get("log", {})),
         policy=PolicyNumbers(**{name: _numbers(section) for name, section in document.get("policy", {}).items()}),
         warnings=warnings,
     )
-
-
-def _check(document: dict[str, Any]) -> None:
-    schema = orjson.loads((resources.files("broker.schemas") / "config.json").read_bytes())
-    # TOML's dates are no JSON; as text they fail by the type that the field wants.
-    plain = orjson.loads(orjson.dumps(document, default=str))
-    for error in jsonschema_rs.Draft202012Validator(schema).iter_errors(plain):
-        field_name = ".".join(str(step) for step in error.instance_path)
-        if isinstance(error.kind, jsonschema_rs.ValidationErrorKind.AdditionalProperties):
-            unknown = sorted(error.kind.unexpected)[0]
-            raise ConfigError(f"unknown field {'.'.join(filter(None, (field_name, unknown)))}")
-        if field_name in _MAY_HOLD_PASSWORDS:
-            raise ConfigError(f"{field_name}: {_MAY_HOLD_PASSWORDS[field_name]}")
-        raise ConfigError(f"{field_name or 'the document'}: {error.message}")
+    if wrong:
+        raise ConfigError(*wrong, rest=settings)
+    return settings
 
 
 def _http(section: dict[str, Any]) -> Http:
-    listen = _address(section.get("listen", "127.0.0.1:8080"), "http.listen")
+    wrong: list[str] = []
+    listen = _address(section.get("listen", "127.0.0.1:8080"), "http.listen", wrong)
     host = "127.0.0.1" if listen.host in ("0.0.0.0", "::") else listen.host
     metrics = section.get("metrics_listen", "127.0.0.1:9180")
+    metrics_listen = _address(metrics, "http.metrics_listen", wrong) if metrics else None
+    if metrics_listen == listen and listen.port:
+        wrong.append("http.metrics_listen: the same as http.listen; metrics have a listener of their own")
     networks = []
     for index, text in enumerate(section.get("trusted_proxies", ())):
         try:
             networks.append(ipaddress.ip_network(text))
         except ValueError as error:
-            raise ConfigError(f"http.trusted_proxies.{index}: {error}") from None
+            wrong.append(f"http.trusted_proxies.{index}: {error}")
+    _refuse(wrong)
     return Http(
         listen=listen,
         public_url=section.get("public_url", f"http://{Address(host, listen.port)}"),
-        metrics_listen=_address(metrics, "http.metrics_listen") if metrics else None,
+        metrics_listen=metrics_listen,
         body_limit_bytes=section.get("body_limit_bytes", 8 << 20),
         trusted_proxies=tuple(networks),
         reuse_port=section.get("reuse_port", False),
     )
 
 
-def _address(text: str, name: str) -> Address:
+def _address(text: str, name: str, wrong: list[str]) -> Address:
     host, _, port = text.rpartition(":")
     if int(port) > 65535:
-        raise ConfigError(f"{name}: no port {port}")
+        wrong.append(f"{name}: no port {port}")
     return Address(host.strip("[]"), int(port))
 
 
-def _database(section: dict[str, Any]) -> Database:
+def _database(section: dict[str, Any], place: Callable[[str], Path]) -> Database:
     # Nobody else uses the embedded database; a server's administrator may want to choose the moment.
-    settings = Database(**{"migrate": "require" if "url" in section else "auto", **section})
+    given = {"migrate": "require" if "url" in section else "auto", **section}
+    if "password_file" in section:
+        given["password_file"] = place(section["password_file"])
+    settings = Database(**given)
+    wrong = []
     if settings.min_connections > settings.max_connections:
-        raise ConfigError("database.min_connections: more than database.max_connections")
+        wrong.append("database.min_connections: more than database.max_connections")
+    if settings.password_file is not None:
+        if settings.url is None:
+            wrong.append("database.password_file: without database.url there is no server that asks for a password")
+        elif PASSWORD.search(settings.url):
+            wrong.append("database.password_file: database.url holds a password already")
+    _refuse(wrong)
     return settings
 
 
@@ -271,8 +300,7 @@ def _auth(section: dict[str, Any], place: Callable[[str], Path]) -> Auth:
         )
         for entry in section.get("issuers", ())
     )
-    if len({issuer.issuer for issuer in issuers}) < len(issuers):
-        raise ConfigError("auth.issuers: one issuer twice")
+    _refuse(f"auth.issuers: {name} is there more than once" for name in _repeated(issuer.issuer for issuer in issuers))
     keystone = _keystone(section["keystone"], place) if "keystone" in section else None
     return Auth(section.get("audience", "transfer-broker"), section.get("leeway_seconds", 30.0), issuers, keystone)
 
@@ -284,6 +312,16 @@ def _keystone(section: dict[str, Any], place: Callable[[str], Path]) -> Keystone
 
 def _roles(section: dict[str, Any]) -> dict[str, Any]:
     return {"roles": {value: Role(role) for value, role in section["roles"].items()}} if "roles" in section else {}
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    counted = Counter(names)
+    return [name for name, times in counted.items() if times > 1]
+
+
+def _refuse(wrong: Iterable[str]) -> None:
+    if problems := tuple(wrong):
+        raise ConfigError(*problems)
 
 
 def _numbers(section: dict[str, Any]) -> Numbers:

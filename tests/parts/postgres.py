@@ -22,7 +22,7 @@ from broker import embedded
 from broker.catalog import connect, migrations
 from tests.parts.process import PartMissing
 
-_DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 _TEMPLATE = "migrated"
 _T = TypeVar("_T")
 
@@ -103,9 +103,9 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def postgres_15() -> Iterator[Postgres]:
     """Debian's PostgreSQL 15."""
-    if not (_DEBIAN_15 / "postgres").exists():
+    if not (DEBIAN_15 / "postgres").exists():
         raise PartMissing("PostgreSQL 15 is not installed; install it with: apt-get install postgresql-15")
-    with Postgres(_DEBIAN_15) as server:
+    with Postgres(DEBIAN_15) as server:
         yield server
 
 

@@ -98,6 +98,84 @@ def test_a_keystone(home: Path) -> None:
     assert config.parse({"auth": {"keystone": {"url": "http://id"}}}).auth.keystone == config.Keystone("http://id")
 
 
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"htpp": {}}, "unknown field htpp; did you mean http?"),
+        ({"http": {"lisen": "x:1"}}, "unknown field http.lisen; did you mean listen?"),
+        ({"passphrase_file": "x"}, "unknown field passphrase_file; did you mean keys.passphrase_file?"),
+        ({"http": {"zzz": 1}}, "unknown field http.zzz; known: listen, public_url"),
+        ({"policy": {"rankin": {}}}, "unknown field policy.rankin; did you mean ranking?"),
+        ({"auth": {"issuers": [{"issuer": "https://id", "audience": "a", "claims": {"rol": "x"}}]}}, "did you mean role?"),
+        ({"zzz": 1}, "unknown field zzz"),
+        ({"http": {"listen": "nowhere"}}, 'http.listen: "nowhere" is not allowed; expected: HOST:PORT'),
+        ({"log": {"level": "loud"}}, 'log.level: "loud" is not one of debug, info, warning, error'),
+        (
+            {"auth": {"issuers": [{"issuer": "https://id", "audience": n} for n in "ab"]}},
+            "auth.issuers: https://id is there more than once",
+        ),
+        ({"http": {"listen": "h:90", "metrics_listen": "h:90"}}, "http.metrics_listen: the same as http.listen"),
+        ({"database": {"password_file": "x"}}, "database.password_file: without database.url"),
+        ({"database": {"url": "postgresql://u:hunter2@x/y", "password_file": "x"}}, "holds a password already"),
+        ({"database": {"password_file": ["hunter2"]}}, "database.password_file: not allowed here"),
+        ({"keys": {"passphrase_file": 2}}, "keys.passphrase_file: not allowed here"),
+    ],
+)
+def test_refusals_say_what_was_probably_meant(document: dict[str, Any], words: str) -> None:
+    with pytest.raises(config.ConfigError) as error:
+        config.parse(document)
+    (problem,) = error.value.problems
+    assert words in problem
+    assert "hunter2" not in problem
+
+
+def test_everything_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(config.ConfigError) as error:
+        config.parse(
+            {
+                "htpp": {},
+                "http": {"listen": "a:99999", "body_limit_bytes": "8M", "trusted_proxies": ["300.0.0.0/8", "10.0.0.1/8"]},
+                "database": {"url": "mysql://u:hunter2@x", "min_connections": 5, "max_connections": 2},
+                "auth": {"issuers": [{"issuer": "https://id", "audience": "a"}] * 2, "leeway_seconds": -1},
+                "log": {"level": "debug"},
+            }
+        )
+    starts = ("unknown field htpp", "http.listen", "http.body_limit_bytes", "http.trusted_proxies.0", "http.trusted_proxies.1",
+              "database.url", "database.min_connections", "auth.issuers", "auth.leeway_seconds")  # fmt: skip
+    for start in starts:
+        assert [problem for problem in error.value.problems if problem.startswith(start)], start
+    assert len(error.value.problems) == len(starts)
+    assert str(error.value).splitlines() == list(error.value.problems)
+    assert error.value.rest is not None
+    assert error.value.rest.log.level == "debug", "what is right is kept"
+
+
+def test_a_broken_file_names_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "broker.toml"
+    file.write_bytes(b"[http]\n\nlisten = \n")
+    with pytest.raises(config.ConfigError, match="at line 3"):
+        config.load(file)
+    file.write_bytes(b"[http]\n\n\nlisten = '\xff'\n")
+    with pytest.raises(config.ConfigError, match="at line 4"):
+        config.load(file)
+
+
+def test_an_empty_file_is_all_defaults_and_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "broker.toml"
+    file.touch()
+    settings = config.load(file)
+    assert settings.http == config.Http()
+    assert settings.warnings == (f"{file} sets nothing: every field has its default",)
+
+
+def test_a_file_that_everybody_can_change_is_warned_of(tmp_path: Path) -> None:
+    file = tmp_path / "broker.toml"
+    file.write_text("[log]\n")
+    file.chmod(0o646)
+    (warning,) = config.load(file).warnings
+    assert "chmod o-w" in warning
+
+
 def test_what_is_no_toml_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "broken.toml"
     file.write_text("[http\n")
