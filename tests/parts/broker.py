@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,6 +220,7 @@ def serve(
     port: int | None = None,
     public_url: str | None = None,
     host: str = "127.0.0.1",
+    options: Sequence[str] = (),
 ) -> Iterator[BrokerProcess]:
     """`broker serve` on the database with this URL, keeping its files in `place`. `settings` is more TOML. Killed at the end.
 
@@ -237,7 +238,7 @@ def serve(
     file.chmod(0o600)
     program = find_program("broker", "pip install -e '.[test]'")
     log = place / f"broker-{metrics_port}.log"
-    arguments = [program, "serve", "--config", str(file), *(["--only", only] if only else [])]
+    arguments = [program, "serve", "--config", str(file), *(["--only", only] if only else []), *options]
     with running(arguments, log=log, ready=lambda: answers(f"http://127.0.0.1:{metrics_port}/healthz")) as process:
         if only != "jobs":
             _wait_for_api(f"http://{host}:{api_port}/v1")
