@@ -80,7 +80,7 @@ def drop(found: pwd.struct_passwd) -> None:
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise PrivilegeError(f"no_new_privs is refused: {os.strerror(ctypes.get_errno())}")
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    if libc.capset(ctypes.c_char_p(header), ctypes.c_char_p(bytes(24))) != 0:  # a service manager may have given some
+    if rights() and libc.capset(ctypes.c_char_p(header), ctypes.c_char_p(bytes(24))) != 0:  # a service manager may have given some
         raise PrivilegeError(f"capabilities cannot be given up: {os.strerror(ctypes.get_errno())}")
     kept = rights()
     if os.getresuid() != (found.pw_uid,) * 3 or kept:

@@ -23,6 +23,7 @@ from broker.service.instants import instant
 from broker.service.listing import Versioned, limit_of, render_page
 from broker.service.sites import reload, require_admin
 from broker.stores.probe import Probed
+from broker.stores.settings import same_place
 
 _OPENED_WITH = ("endpoint", "internal_endpoint", "settings", "credential")
 
@@ -53,6 +54,7 @@ async def create_store(context: Context, client: Client, request: Mapping[str, A
     if known is not None:
         return _again(client, known, wanted, claim)
     await _require_site(context, wanted.site)
+    await _require_own_place(context, wanted)
     probed = await _probe(context, wanted)
     try:
         record = await stores.insert(context.db, replace(wanted, abilities=probed.abilities), _steps(probed))
@@ -85,6 +87,8 @@ async def change_store(context: Context, client: Client, name: str, version: int
         await _require_site(context, after.site)
     opened_differently = any(getattr(after, field) != getattr(before, field) for field in _OPENED_WITH)
     steps = None
+    if opened_differently:
+        await _require_own_place(context, after)
     if opened_differently or (after.writable and not before.writable):
         probed = await _probe(context, after)
         after, steps = replace(after, abilities=probed.abilities), _steps(probed)
@@ -149,6 +153,17 @@ async def _at_version(context: Context, name: str, version: int | None) -> Store
 async def _require_site(context: Context, path: str) -> None:
     if await sites.get(context.db, path) is None:
         raise errors.Invalid(f"There is no site {path}.", field="site", expected="the path of an existing site")
+
+
+async def _require_own_place(context: Context, store: Store) -> None:
+    """Slots, space and deletions are counted by store: one place under two names would be counted twice, and emptied by either."""
+    for other in await stores.load(context.db):
+        if other.name != store.name and same_place(other, store):
+            raise errors.Conflict(
+                f"The store {other.name} is this place already: the same address, bucket or container, and prefix.",
+                field="endpoint",
+                expected="a place that no store has; another bucket, container or prefix is one",
+            )
 
 
 async def _probe(context: Context, store: Store) -> Probed:

@@ -1,11 +1,40 @@
-"""Reads the settings and the credential of a store, which administrators wrote. Texts name the entry, never its value."""
+"""Reads the settings and the credential of a store, which administrators wrote, and tells when two of them are one place.
+
+Texts name the entry, never its value.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping
+from urllib.parse import urlsplit
 
 from broker.errors import Invalid
 from broker.model import WEAK_UPLOADS, Store
+
+_MANNER = ("region", "style", "digest", "audience", "segments_container")
+"""Settings that say how a place is spoken to, not where it is."""
+
+_PORTS = {"http": 80, "https": 443}
+
+
+def same_place(one: Store, other: Store) -> bool:
+    """Whether two registrations keep their objects in the same place: one address in common, and the same bucket, container or prefix."""
+    return (one.kind, _where(one)) == (other.kind, _where(other)) and not _addresses(one).isdisjoint(_addresses(other))
+
+
+def _where(store: Store) -> dict[str, str]:
+    return {name: value for name, value in store.settings.items() if value and name not in _MANNER}
+
+
+def _addresses(store: Store) -> set[tuple[str | None, int | None, str]]:
+    """Host, port and path: the same server may be there by http and https only on different ports."""
+    found = set()
+    for endpoint in filter(None, (store.endpoint, store.internal_endpoint)):
+        with contextlib.suppress(ValueError):  # what is no address is refused when the store is opened
+            parts = urlsplit(endpoint)
+            found.add((parts.hostname, parts.port or _PORTS.get(parts.scheme), parts.path.rstrip("/")))
+    return found
 
 
 def check_names(store: Store, known: Collection[str]) -> None:

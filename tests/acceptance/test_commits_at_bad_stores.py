@@ -186,7 +186,7 @@ async def test_a_store_in_trouble_is_no_destination_and_not_registered(trouble: 
     assert await db.fetchval("SELECT sum(taken)::int FROM spaces") == 0
     another = ok(await strong.admin.get("/v1/stores/tapped"))
     body = {name: another[name] for name in ("kind", "site", "endpoint", "credential", "settings")}
-    added = await strong.admin.post("/v1/stores", {"name": "second", **body})
+    added = await strong.admin.post("/v1/stores", {"name": "second", **body, "settings": {**body["settings"], "prefix": "second/"}})
     assert (added.status, added.body["type"]) == (503, "/problems/store-unavailable")
     assert (await strong.admin.get("/v1/stores/second")).status == 404
     changed = await strong.admin.patch("/v1/stores/tapped", {"settings": {"prefix": "x/"}}, "*")

@@ -68,8 +68,9 @@ def test_root_opens_what_it_must_and_is_gone(tls_postgres: TlsPostgres, place: P
             assert sorted(map(int, seen["Groups"].split())) == sorted(os.getgrouplist(ACCOUNT.pw_name, ACCOUNT.pw_gid))
         assert seen["NoNewPrivs"] == "1"
         assert {int(seen[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
+        program = find_program("broker", "pip install -e .")
         made = subprocess.run(
-            [find_program("broker", "pip install -e ."), "token", "create", "--config", str(broker.config), "--role=admin", "--project=demo"],
+            [program, "token", "create", "--config", str(broker.config), "--role=admin", "--project=demo"],
             capture_output=True, text=True, check=True, timeout=120,
         )  # fmt: skip
         assert answers(f"{broker.url}/v1/images", (200,), headers={"Authorization": f"Bearer {made.stdout.strip()}"})

@@ -121,7 +121,8 @@ async def _replica(scene: Scene) -> Request:
 
 async def _store(scene: Scene) -> Request:
     name = f"store-{next(_numbers)}"
-    body = s3_store(scene.cluster, scene.cluster.weed, name)
+    settings = {"bucket": scene.cluster.weed.bucket, "region": scene.cluster.weed.region, "prefix": f"{name}/"}
+    body = s3_store(scene.cluster, scene.cluster.weed, name, settings=settings)
     return "admin", "/v1/stores", body, {**body, "cost": 1}
 
 

@@ -51,6 +51,42 @@ async def test_nothing_is_created_when_the_store_cannot_be_opened_or_reached(eu:
     assert await stores.load(eu.db) == []
 
 
+SAME = [
+    {},
+    {"endpoint": "HTTP://S3.test:80/", "site": "eu"},
+    {"endpoint": "http://elsewhere.test", "internal_endpoint": "http://s3.test"},
+    {"settings": {"bucket": "b", "region": "eu-central-1", "style": "virtual", "prefix": ""}},
+]
+OTHER = [
+    {"endpoint": "http://s3.test:8080"},
+    {"endpoint": "http://s4.test"},
+    {"settings": {"bucket": "c"}},
+    {"settings": {"bucket": "b", "prefix": "x/"}},
+    {"kind": "swift"},
+]
+
+
+@pytest.mark.parametrize("changed", SAME)
+async def test_one_place_is_one_store(eu: Registry, changed: dict[str, Any]) -> None:
+    await service.create_store(eu.context, ADMIN, {**S3, "endpoint": "http://s3.test"}, fresh())
+    with pytest.raises(errors.Conflict, match="The store a is this place already") as caught:
+        await service.create_store(eu.context, ADMIN, {**S3, "endpoint": "http://s3.test", "name": "b", **changed}, fresh())
+    assert caught.value.field == "endpoint"
+    assert [store.name for store in await stores.load(eu.db)] == ["a"]
+
+
+@pytest.mark.parametrize("changed", OTHER)
+async def test_another_place_is_another_store_until_it_moves_there(eu: Registry, changed: dict[str, Any]) -> None:
+    there = {**S3, "endpoint": "http://s3.test"}
+    await service.create_store(eu.context, ADMIN, there, fresh())
+    other = await service.create_store(eu.context, ADMIN, {**there, "name": "b", **changed}, fresh())
+    await service.change_store(eu.context, ADMIN, "a", None, {"cost": 1, "endpoint": there["endpoint"]})
+    if "kind" not in changed:
+        moved = {"endpoint": there["endpoint"], "settings": {"bucket": "b", "prefix": ""}}
+        with pytest.raises(errors.Conflict, match="The store a is this place already"):
+            await service.change_store(eu.context, ADMIN, "b", other.version, moved)
+
+
 async def test_a_store_that_refuses_writing_is_registered_only_as_read_only(eu: Registry) -> None:
     eu.told.probed = Probed(Abilities(), (ProbeStep("writing", False, "PUT: 403"),))
     with pytest.raises(errors.Conflict, match="PUT: 403") as caught:
