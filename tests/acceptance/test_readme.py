@@ -37,10 +37,10 @@ class Block(NamedTuple):
     words: list[str]
 
 
-def blocks() -> list[Block]:
+def blocks(page: Path = README) -> list[Block]:
     """The marked blocks, in order."""
     found = []
-    for match in _BLOCK.finditer(README.read_text()):
+    for match in _BLOCK.finditer(page.read_text()):
         lines = [line[3:] for line in match["lines"].splitlines()]
         commands = [line[2:] for line in lines if line.startswith(("$ ", "> "))]
         found.append(Block("\n".join(commands), match["words"].split()))
@@ -92,7 +92,7 @@ def test_the_tour(home: Path) -> None:
     script += ["echo '=== example'", "python example.py", "echo '=== end'"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("BROKER_", "XDG_"))}
     environment |= {"HOME": str(home), "PATH": os.pathsep.join([*map(str, directories), os.environ["PATH"]])}
-    output = _run("\n".join(script), home, environment)
+    output = run_script("\n".join(script), home, environment)
     printed = re.split(r"=== (?:block \d+|example|end)\n", output)
     assert len(printed) == len(tour) + 3, output
     for block, text in zip(tour, printed[1:-2], strict=True):
@@ -102,7 +102,7 @@ def test_the_tour(home: Path) -> None:
     assert (home / "from-python.raw").read_bytes() == (home / "disk.raw").read_bytes()
 
 
-def _run(script: str, home: Path, environment: dict[str, str]) -> str:
+def run_script(script: str, home: Path, environment: dict[str, str]) -> str:
     """What the script prints. It has a process group of its own, which ends with it, whatever happens."""
     with subprocess.Popen(
         ["bash", "-c", script], cwd=home, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -39,8 +39,10 @@ class S3Part:
 
 
 @contextlib.contextmanager
-def start(directory: Path, bucket: str = "images", host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Iterator[S3Part]:
-    """Run SeaweedFS with its data in `directory` (made when missing; kept) until the block ends."""
+def start(
+    directory: Path, bucket: str = "images", host: str = "127.0.0.1", prefix: Sequence[str] = (), *, iam: bool = False
+) -> Iterator[S3Part]:
+    """Run SeaweedFS with its data in `directory` (made when missing; kept) until the block ends. With `iam` it lets users be made."""
     weed = find_program("weed", INSTALL)
     data = directory / "data"
     data.mkdir(parents=True, exist_ok=True)
@@ -57,6 +59,7 @@ def start(directory: Path, bucket: str = "images", host: str = "127.0.0.1", pref
     arguments = [
         *prefix, weed, f"-logdir={directory}", "mini", f"-ip={host}", f"-ip.bind={host}", f"-dir={data}", f"-bucket={bucket}",
         f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={identities}", f"-s3.domainName={DOMAIN}",
+        f"-s3.iam.readOnly={'false' if iam else 'true'}",
         "-s3.port.iceberg=0", "-s3.port.lance=0",
         f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.telemetry=false",
         f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.preStopSeconds=0",

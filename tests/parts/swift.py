@@ -67,6 +67,7 @@ allowed_digests = sha256 sha512
 [filter:tempauth]
 use = egg:swift#tempauth
 user_broker_broker = {key} .admin
+user_transfer_broker = {member}
 user_other_other = {key} .admin
 [filter:s3api]
 use = egg:swift#s3api
@@ -91,7 +92,10 @@ default = yes
 
 @dataclass(frozen=True, slots=True)
 class SwiftPart:
-    """A running Swift: its endpoint, one account and container, the TempURL keys, and a user for the broker's own requests."""
+    """A running Swift: its endpoint, one account and container, the TempURL keys, and a user for the broker's own requests.
+
+    `member_key` is the password of the user ``transfer:broker``, who has no rights but those that a container gives.
+    """
 
     endpoint: str
     account: str
@@ -101,6 +105,7 @@ class SwiftPart:
     auth_url: str
     user: str
     key: str
+    member_key: str
     pid: int
 
     @property
@@ -121,8 +126,8 @@ def start(directory: Path, container: str = "images") -> Iterator[SwiftPart]:
         raise PartMissing(f"OpenStack Swift is not installed; install it with: {INSTALL}")
     memcached = find_program("memcached", INSTALL_MEMCACHED)
     proxy, object_, container_, account, cache, syslog = free_ports(6)
-    key = secrets.token_hex(16)
-    _write_configuration(directory, key, cache, syslog)
+    key, member = secrets.token_hex(16), secrets.token_hex(16)
+    _write_configuration(directory, key, member, cache, syslog)
     server = str(Path(__file__).with_name("swift_server.py"))
     # Isolated (-I): this directory holds a swift.py of its own, which must not hide Swift.
     arguments = [sys.executable, "-I", server, str(directory), *map(str, (proxy, object_, container_, account))]
@@ -136,17 +141,17 @@ def start(directory: Path, container: str = "images") -> Iterator[SwiftPart]:
     ):  # fmt: skip
         first, second = secrets.token_hex(20), secrets.token_hex(20)
         auth_url = f"{endpoint}/auth/v1.0"
-        part = SwiftPart(endpoint, "AUTH_broker", container, first, second, auth_url, "broker:broker", key, process.pid)
+        part = SwiftPart(endpoint, "AUTH_broker", container, first, second, auth_url, "broker:broker", key, member, process.pid)
         _prepare(part)
         yield part
 
 
-def _write_configuration(directory: Path, key: str, memcached: int, syslog: int) -> None:
+def _write_configuration(directory: Path, key: str, member: str, memcached: int, syslog: int) -> None:
     (directory / "node" / "sdb1").mkdir(parents=True, exist_ok=True)
     etc = directory / "etc"
     etc.mkdir(exist_ok=True)
     (etc / "swift.conf").write_text(_SWIFT.format(prefix=secrets.token_hex(8), suffix=secrets.token_hex(8)))
-    (etc / "proxy.conf").write_text(_PROXY.format(run=directory, memcached=memcached, syslog=syslog, key=key))
+    (etc / "proxy.conf").write_text(_PROXY.format(run=directory, memcached=memcached, syslog=syslog, key=key, member=member))
     for kind in ("account", "container", "object"):
         (etc / f"{kind}.conf").write_text(_STORAGE.format(run=directory, syslog=syslog, kind=kind))
 
