@@ -163,7 +163,10 @@ async def database_url(settings: Settings) -> AsyncIterator[str]:
 
 
 async def load_keys(settings: Settings, pool: Any, policy: Policy, secret: bytes | None = None) -> keys.Keyring:
-    """The signing keys; `secret` is the passphrase where it was read already. Raises `ConfigError`, `keys.WrongPassphrase` and `errors.Unavailable`."""
+    """The signing keys; `secret` is the passphrase where it was read already.
+
+    Raises `ConfigError`, `keys.WrongPassphrase` and `errors.Unavailable`.
+    """
     wanted = settings.keys
     terms = Terms(wanted.overlap_seconds, wanted.rotate_after_seconds, policy.longest_url_seconds)
     return await keys.load(pool, secret or passphrase(wanted.passphrase_file), settings.http.public_url, wanted.algorithm, terms)

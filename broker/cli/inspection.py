@@ -1,7 +1,7 @@
 """Looks at everything that a broker would use, before it uses it: the settings, and every file that they name.
 
-Rules: nothing is changed, no server is asked, no value that is secret is shown. A problem would stop the broker or make a
-part of it useless; a warning is allowed but unwise, and says what to do.
+Rules: nothing is changed, no server is asked, no value that is secret is shown. A warning is allowed but unwise, and says
+what to do.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ class Findings:
     rows: list[tuple[str, str, str]] = field(default_factory=list)
     """Field, value, remark."""
     problems: list[str] = field(default_factory=list)
+    """What the broker would not start with."""
+    useless: list[str] = field(default_factory=list)
+    """What it starts with, but cannot use: a credential that is broken closes one store."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -39,6 +42,7 @@ def inspect(settings: Settings, *, passphrase_known: bool = False) -> Findings:
         "database.url": _database(settings, found),
         "keys.passphrase_file": _passphrase(settings.keys.passphrase_file, found, passphrase_known),
         "credentials_dir": _credentials(settings.credentials_dir, found),
+        "auth.keystone.credential": _keystone(settings, found),
         "data_dir": _data_dir(settings, found),
     }
     _policy(settings, found)
@@ -75,6 +79,10 @@ def _database(settings: Settings, found: Findings) -> str:
 
 
 def _passphrase(path: Path, found: Findings, known: bool) -> str:
+    if app.PASSPHRASE_VARIABLE in os.environ:
+        if not os.environ[app.PASSPHRASE_VARIABLE].strip():
+            found.problems.append(f"{app.PASSPHRASE_VARIABLE} is empty; unset it to use keys.passphrase_file")
+        return f"not read: {app.PASSPHRASE_VARIABLE} is set"
     if known:
         _warn_if_open(path, found)
         return "read as root"
@@ -115,7 +123,7 @@ def _credentials(directory: Path, found: Findings) -> str:
         try:
             credentials.parse_file(name)
         except CredentialError as error:
-            found.problems.append(str(error))
+            found.useless.append(str(error))
         else:
             _warn_if_open(path, found)
     from_environment = [name for name in os.environ if name.startswith(VARIABLE)]
@@ -123,8 +131,32 @@ def _credentials(directory: Path, found: Findings) -> str:
         try:
             credentials.read(name.removeprefix(VARIABLE).lower())
         except CredentialError as error:
-            found.problems.append(str(error))
+            found.useless.append(str(error))
     return f"{len(names)} files" + (f", {len(from_environment)} in the environment" if from_environment else "")
+
+
+def _keystone(settings: Settings, found: Findings) -> str:
+    keystone = settings.auth.keystone
+    if keystone is None:
+        return ""
+    if keystone.ca_file is not None and (wrong := _why_unreadable(keystone.ca_file)):
+        found.problems.append(f"auth.keystone.ca_file: {keystone.ca_file}: {wrong}")
+    if keystone.url.startswith("http://") and urlsplit(keystone.url).hostname not in _LOOPBACK:
+        found.warnings.append("auth.keystone.url is not https: passwords and tokens can be read on the way")
+    try:
+        Credentials(settings.credentials_dir).read(keystone.credential)
+    except CredentialError as error:
+        found.useless.append(f"auth.keystone.credential: {error}")
+        return ""
+    return "read"
+
+
+def _why_unreadable(path: Path) -> str:
+    try:
+        with path.open("rb"):
+            return ""
+    except OSError as error:
+        return error.strerror or "cannot be read"
 
 
 def _data_dir(settings: Settings, found: Findings) -> str:

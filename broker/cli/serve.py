@@ -102,7 +102,7 @@ def _check(config_file: Path | None, user: str | None) -> None:
         print_table(("field", "value", "remark"), found.rows)
         for warning in found.warnings:
             click.echo(f"broker: warning: {warning}", err=True)
-        wrong += [problem for problem in found.problems if problem not in wrong]
+        wrong += [problem for problem in (*found.problems, *found.useless) if problem not in wrong]
     if wrong:
         raise config.ConfigError(*wrong)
 
@@ -128,6 +128,8 @@ def _start(config_file: Path | None, user: str | None, only: str | None) -> None
         raise config.ConfigError(*found.problems)
     if os.geteuid() == 0:
         found.warnings.append("serving as root: name an account to become with --user")
+    for useless in found.useless:
+        _log.error(useless)
     for warning in found.warnings:
         _log.warning(warning)
     gc.freeze()
@@ -153,7 +155,7 @@ def _read_secrets(settings: config.Settings, become: pwd.struct_passwd | None) -
         with_password = address.with_password(database.url, database.password_file)
         settings = replace(settings, database=replace(database, url=with_password, password_file=None))
     file = settings.keys.passphrase_file
-    return settings, app.passphrase(file) if file.exists() else None
+    return settings, app.passphrase(file) if file.exists() or app.PASSPHRASE_VARIABLE in os.environ else None
 
 
 async def _serve(settings: config.Settings, credentials: Credentials, only: str | None, opened: Opened) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.parts.broker import serve
 from tests.parts.certificates import Authority
 from tests.parts.process import find_program, listens
 
@@ -160,3 +161,13 @@ def test_an_account_that_is_none(place: Path, name: str) -> None:
     done = check(place / "broker.toml", "--user", name)
     assert done.returncode == 2
     assert done.stderr.startswith("broker: ")
+
+
+def test_a_broken_credential_closes_one_store_and_not_the_broker(database: str, tmp_path: Path) -> None:
+    (tmp_path / "data" / "credentials").mkdir(parents=True)
+    write(tmp_path / "data/credentials/broken.json", "{" + SECRET)
+    with serve(database, tmp_path) as broker:
+        assert check(broker.config).returncode == 2
+        (line,) = [json.loads(line) for line in broker.log.read_text().splitlines() if "credential broken" in line]
+        assert line["level"] == "error"
+        assert SECRET not in broker.log.read_text()
