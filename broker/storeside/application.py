@@ -3,10 +3,10 @@
 ======  ============  ========================================================================================================
 method  token         does
 ======  ============  ========================================================================================================
-GET     mth GET       the object; one range; If-Match, If-None-Match, If-Range by ETag
+GET     mth GET       the object; one range; conditions (`broker.storeside.conditional`)
 HEAD    mth GET       what GET would say of the whole object
-PUT     mth PUT       a new object (201); 412 when one is there; `len` and `dig` are enforced
-DELETE  mth DELETE    removes the object (204)
+PUT     mth PUT       a new object (201); 412 when one is there; `len` and `dig` are enforced; once per token
+DELETE  mth DELETE    removes the object (204); once per token
 PUT     … upl off len writes one part (200); the first one begins the upload. Until the end it may be sent again
 GET     … upl         ``{"parts": [{"offset", "length", "sha256", "md5"}]}``
 POST    … upl         body ``{"parts": [{"offset", "length", "sha256"?, "md5"?}], "metadata"?: {}}``: makes the object (200), again with
@@ -16,7 +16,8 @@ GET     none          ``/healthz``
 ======  ============  ========================================================================================================
 
 The token stands in ``?token=`` or ``Authorization: Bearer``, once. Errors are RFC 9457 objects. Metadata comes and goes as
-``X-Broker-Meta-NAME``; it is what the writer said, no observation. An upload that is unknown, finished or given up is a 404.
+``X-Broker-Meta-NAME``; it is what the writer said, no observation. An upload that is unknown, finished or given up is a 404. What is
+used up, see `broker.storeside.used`; how slow and how many, `broker.storeside.limits`.
 """
 
 from __future__ import annotations
@@ -24,32 +25,41 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import logging
 import os
 import re
 import string
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
-from typing import TypeVar
+from io import FileIO
+from typing import Any, TypeVar
 
 import orjson
 from aiohttp import web
 
+from broker.claims import TransferToken
 from broker.model import DIGEST_HEX_LENGTH, MAX_BLOB_SIZE
+from broker.storeside.conditional import Conditions, http_date
+from broker.storeside.counted import Counted
 from broker.storeside.disk import MAX_METADATA_BYTES, Found, Record, Tree
-from broker.storeside.jwks import KeySource
-from broker.storeside.receive import receive
+from broker.storeside.gate import Gate
+from broker.storeside.limits import Limits, PerToken, bytes_acked
+from broker.storeside.receive import Received, receive
 from broker.storeside.refused import Refused
-from broker.storeside.target import read_target, read_token
+from broker.storeside.target import read_target
 from broker.storeside.uploads import Uploads, Wanted
-from broker.storeside.verify import Grant, UnknownKey, verify
+from broker.storeside.used import Used
+from broker.storeside.verify import Grant
 
 META = "x-broker-meta-"
 MAX_BODY_BYTES = 4 << 20
 """Of the JSON that finishes an upload: 10,000 parts fit."""
 
-_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{1,18})?|-([0-9]{1,18}))\Z")
+SERVER = "storeside"
+"""What the server says of itself: no name or version of what it is made of."""
+
+_LAST = (400, 408, 411)
 _META_NAME = re.compile(r"[a-z0-9-]{1,64}\Z")
 _PRINTABLE = frozenset(string.printable) - frozenset("\r\n\t\x0b\x0c")
 
@@ -59,17 +69,24 @@ _log = logging.getLogger("broker.storeside")
 
 
 class Application:
-    """Answers requests on the objects of `tree` that carry a token of `issuer` for `audience`."""
+    """Answers requests on the objects of `tree` that `gate` lets in."""
 
-    def __init__(self, tree: Tree, keys: KeySource, *, audience: str, issuer: str) -> None:
+    def __init__(self, tree: Tree, gate: Gate, limits: Limits, counted: Counted) -> None:
         self._tree = tree
         self._uploads = Uploads(tree)
-        self._keys = keys
-        self._audience = audience
-        self._issuer = issuer
+        self._used = Used(tree.used)
+        self._gate = gate
+        self._limits = limits
+        self._per_token = PerToken(limits)
+        self._counted = counted
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def forget(self, now: float) -> None:
+        """Drop what no living token can ask for any more. Blocks; call it in a thread, at the start and then every hour."""
+        self._used.forget(now)
+        self._uploads.forget()
 
     async def idle(self) -> None:
         """Wait until no request is under way."""
@@ -88,55 +105,48 @@ class Application:
     async def _guarded(self, request: web.BaseRequest) -> web.StreamResponse:
         """Every request has an answer, and no answer or log line has a token."""
         try:
-            return await self._answer(request)
-        except Refused as refused:
-            return _problem(refused)
+            response = await self._answer(request)
+        except Refused as error:
+            refused = error
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:
             # The text of an unexpected error might quote the request, and that holds a token.
             _log.error("%s failed: %s", request.method, type(error).__name__)
-            return _problem(Refused(500, "the store failed"))
+            refused = Refused(500, "the store failed")
+        else:
+            self._counted.answered(request.method, response.status)
+            return response
+        self._counted.answered(request.method, refused.status, refused)
+        return problem(refused)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        path, query = read_target(request.raw_path)
-        if path == "/healthz" and request.method in ("GET", "HEAD"):
-            return _plain(200, b"ok\n", {"Content-Type": "text/plain"})
         if request.method not in ("GET", "HEAD", "PUT", "POST", "DELETE"):
             raise Refused(405, "no such method", {"Allow": "GET, HEAD, PUT, POST, DELETE"})
-        grant = await self._verify(request, path, read_token(query, request.headers))
-        if grant.token.upload is not None:
-            return await self._on_upload(request, grant, grant.token.upload)
-        if request.method == "PUT":
-            return await self._put(request, grant)
-        if request.method == "DELETE":
-            await asyncio.to_thread(self._tree.delete, path)
-            return _plain(204)
-        return await self._get(request, path)
-
-    async def _verify(self, request: web.BaseRequest, path: str, token: str) -> Grant:
-        try:
-            return self._grant(request, path, token)
-        except UnknownKey:
-            await self._keys.refetch()
-        return self._grant(request, path, token)
-
-    def _grant(self, request: web.BaseRequest, path: str, token: str) -> Grant:
-        return verify(
-            token, request.method, path, request.headers, self._keys.keys(), time.time(), audience=self._audience, issuer=self._issuer
-        )
+        path, query = read_target(request.raw_path)
+        if path == "/healthz" and request.method in ("GET", "HEAD"):
+            return plain(200, b"ok\n", {"Content-Type": "text/plain"})
+        grant = await self._gate.admit(request.method, path, query, request.headers)
+        with self._per_token.entered(grant.token):
+            if grant.token.upload is not None:
+                return await self._on_upload(request, grant, grant.token.upload)
+            if request.method == "PUT":
+                return await self._put(request, grant)
+            if request.method == "DELETE":
+                return await self._delete(request, grant)
+            return await self._get(request, path)
 
     # --- objects ---
 
     async def _get(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
+        conditions = Conditions(request.headers)
         found = await asyncio.to_thread(self._tree.find, path)
         with os.fdopen(found.descriptor, "rb", buffering=0) as file:
-            headers = _told(found) | {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
-            _check_match(request, found.etag)
-            if _lists(request.headers.get("If-None-Match"), found.etag):
-                return _plain(304, headers={"ETag": found.etag})
+            if not conditions.check(request.method, found.etag, found.modified_at):
+                return plain(304, headers={"ETag": found.etag, "Last-Modified": http_date(found.modified_at)})
+            headers = _told(found) | {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream", "Server": SERVER}
             # RFC 9110 section 14.2: Range is for GET alone, so HEAD tells of the whole.
-            span = None if request.method == "HEAD" else _range(request, found)
+            span = None if request.method == "HEAD" else conditions.span(found.etag, found.size)
             first, count = (0, found.size) if span is None else span
             if span is not None:
                 headers["Content-Range"] = f"bytes {first}-{first + count - 1}/{found.size}"
@@ -146,22 +156,72 @@ class Application:
             # A client that goes away is no error of ours; aiohttp sees the closed connection by itself.
             with contextlib.suppress(ConnectionError):
                 if request.method != "HEAD" and count and request.transport is not None:
-                    await asyncio.get_running_loop().sendfile(request.transport, file, first, count)
+                    await self._send(request.transport, file, first, count)
                 await response.write_eof()
             return response
+
+    async def _send(self, transport: asyncio.WriteTransport, file: FileIO, first: int, count: int) -> None:
+        """By sendfile, as long as the client takes enough of it. Raises `ConnectionError` when it does not."""
+        sending = asyncio.ensure_future(asyncio.get_running_loop().sendfile(transport, file, first, count))
+        acked = bytes_acked(transport)
+        try:
+            with self._counted.under_way("out").track_inprogress():
+                while not (await asyncio.wait({sending}, timeout=self._limits.slow_seconds))[0]:
+                    before, acked = acked, bytes_acked(transport)
+                    if acked - before < self._limits.slow_bytes:
+                        self._counted.slow("out")
+                        raise ConnectionAbortedError
+                sending.result()
+        except BaseException:
+            # The answer is cut short: nothing else may follow it on this connection.
+            sending.cancel()
+            await asyncio.wait({sending})
+            transport.abort()
+            raise
+        finally:
+            # sendfile leaves the file where it came to.
+            self._counted.moved("out", max(0, file.tell() - first))
 
     async def _put(self, request: web.BaseRequest, grant: Grant) -> web.StreamResponse:
         token, length = grant.token, grant.body_length
         metadata = _metadata(request.headers)
-        if await asyncio.to_thread(self._tree.exists, token.path):
-            raise Refused(412, "an object is there already; objects are never overwritten")
+        if Conditions(request.headers).want_an_object or await asyncio.to_thread(self._tree.exists, token.path):
+            raise Refused(412, "objects are never overwritten")
+        await asyncio.to_thread(self._used.check, token)
+        await asyncio.to_thread(self._tree.check_room, length)
         async with _in_thread(self._tree.temporary()) as (descriptor, name):
             await _go_on(request)
-            received = await receive(request.content, descriptor, 0, length)
+            received = await self._receive(request, descriptor, 0, length)
             received.check(token.digest)
             record = Record(received.sha256, received.md5, metadata)
-            await asyncio.to_thread(self._tree.place, self._tree.tmp, name, descriptor, token.path, record)
-        return _plain(201, headers={"ETag": f'"{received.sha256}"', "Repr-Digest": _repr_digest(record)})
+            await _to_the_end(self._place, token, name, descriptor, record)
+        return plain(201, headers={"ETag": f'"{received.sha256}"', "Repr-Digest": _repr_digest(record)})
+
+    def _place(self, token: TransferToken, name: str, descriptor: int, record: Record) -> None:
+        with self._used.once(token):
+            self._tree.place(self._tree.tmp, name, descriptor, token.path, record)
+
+    async def _delete(self, request: web.BaseRequest, grant: Grant) -> web.StreamResponse:
+        await asyncio.to_thread(self._remove, grant.token, Conditions(request.headers))
+        return plain(204)
+
+    def _remove(self, token: TransferToken, conditions: Conditions) -> None:
+        found = self._tree.find(token.path)
+        os.close(found.descriptor)
+        conditions.check("DELETE", found.etag, found.modified_at)
+        with self._used.once(token):
+            self._tree.delete(token.path)
+
+    async def _receive(self, request: web.BaseRequest, descriptor: int, offset: int, length: int | None) -> Received:
+        try:
+            with self._counted.under_way("in").track_inprogress():
+                return await receive(
+                    request.content, descriptor, offset, length, self._limits, functools.partial(self._counted.moved, "in")
+                )
+        except Refused as refused:
+            if refused.status == 408:
+                self._counted.slow("in")
+            raise
 
     # --- uploads ---
 
@@ -172,7 +232,7 @@ class Application:
             return _json(await self._finish(request, grant, upload))
         if request.method == "DELETE":
             await asyncio.to_thread(self._uploads.abort, grant.token.path, upload)
-            return _plain(204)
+            return plain(204)
         if request.method == "GET":
             return _json({"parts": await asyncio.to_thread(self._uploads.parts, grant.token.path, upload)})
         raise Refused(405, "an upload has no HEAD", {"Allow": "GET, PUT, POST, DELETE"})
@@ -181,11 +241,12 @@ class Application:
         token, length, offset = grant.token, grant.token.length, grant.token.offset
         if length is None or offset is None:
             raise Refused(403, "the token names no part")
+        await asyncio.to_thread(self._tree.check_room, length)
         async with _in_thread(self._uploads.part(token.path, upload, offset, length)) as descriptor:
             await _go_on(request)
-            received = await receive(request.content, descriptor, offset, length)
+            received = await self._receive(request, descriptor, offset, length)
             received.check(token.digest)
-            return await asyncio.to_thread(self._uploads.record, token.path, upload, offset, descriptor, received)
+            return await _to_the_end(self._uploads.record, token.path, upload, offset, descriptor, received)
 
     async def _finish(self, request: web.BaseRequest, grant: Grant, upload: str) -> object:
         await _go_on(request)
@@ -194,32 +255,26 @@ class Application:
         return await asyncio.to_thread(self._uploads.finish, token.path, upload, wanted, metadata, token.length, token.digest)
 
 
-class Server(web.Server):
-    """aiohttp's server, whose own refusals (of what is no HTTP) repeat nothing of the request: it may hold a token."""
-
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
-
-
-class _Connection(web.RequestHandler):
-    __slots__ = ()
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        response = _problem(Refused(500, "the store failed") if status == 500 else Refused(400, "this is no HTTP that can be read"))
-        response.force_close()
-        return response
-
-
 @contextlib.asynccontextmanager
 async def _in_thread(block: contextlib.AbstractContextManager[_T]) -> AsyncIterator[_T]:
     """Enter and leave `block` off the loop: freeing a big file takes its time."""
     value = await asyncio.to_thread(block.__enter__)
     try:
         yield value
-    finally:
-        await asyncio.to_thread(block.__exit__, None, None, None)
+    except BaseException as error:
+        await _to_the_end(block.__exit__, type(error), error, error.__traceback__)
+        raise
+    await _to_the_end(block.__exit__, None, None, None)
+
+
+async def _to_the_end(function: Callable[..., _T], *arguments: Any) -> _T:
+    """Run it in a thread, and wait for it even when we are cancelled: it uses what is closed next."""
+    running = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
 
 
 # --- what was asked ---
@@ -280,45 +335,13 @@ def _wanted(item: object) -> Wanted:
     raise Refused(400, 'a part must be {"offset", "length", "sha256"?, "md5"?}')
 
 
-# --- conditions and ranges (RFC 9110 sections 13 and 14) ---
-
-
-def _lists(field: str | None, etag: str) -> bool:
-    """Whether an If-Match or If-None-Match field names `etag`."""
-    return field is not None and (field.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in field.split(",")])
-
-
-def _check_match(request: web.BaseRequest, etag: str) -> None:
-    field = request.headers.get("If-Match")
-    if field is not None and not _lists(field, etag):
-        raise Refused(412, "the object is another one", {"ETag": etag})
-
-
-def _range(request: web.BaseRequest, found: Found) -> tuple[int, int] | None:
-    """First byte and count of a single range; nothing when the whole is to be sent, as for several ranges or a malformed one."""
-    match = _RANGE.match(request.headers.get("Range", "").replace(" ", ""))
-    if match is None or request.headers.get("If-Range", found.etag) != found.etag:
-        return None
-    if match[3] is not None:
-        count = min(int(match[3]), found.size)
-        first = found.size - count
-    else:
-        first = int(match[1])
-        last = found.size - 1 if match[2] is None else min(int(match[2]), found.size - 1)
-        if match[2] is not None and int(match[2]) < first:
-            return None
-        count = last - first + 1
-    if count <= 0:
-        raise Refused(416, "the range is beyond the object", {"Content-Range": f"bytes */{found.size}"})
-    return first, count
-
-
 # --- what is answered ---
 
 
 def _told(found: Found) -> dict[str, str]:
     """What is known of an object, as headers."""
-    headers = {"ETag": found.etag} | {f"X-Broker-Meta-{name}": value for name, value in found.record.metadata.items()}
+    headers = {"ETag": found.etag, "Last-Modified": http_date(found.modified_at)}
+    headers |= {f"X-Broker-Meta-{name}": value for name, value in found.record.metadata.items()}
     digests = _repr_digest(found.record)
     return headers | {"Repr-Digest": digests} if digests else headers
 
@@ -329,16 +352,20 @@ def _repr_digest(record: Record) -> str:
     return ", ".join(f"{name}=:{base64.b64encode(bytes.fromhex(value)).decode()}:" for name, value in known if value is not None)
 
 
-def _plain(status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(status=status, body=body or None, headers=headers)
+def plain(status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.Response(status=status, body=body or None, headers={"Server": SERVER, **(headers or {})})
 
 
 def _json(value: object) -> web.Response:
-    return web.Response(body=orjson.dumps(value), content_type="application/json")
+    return web.Response(body=orjson.dumps(value), content_type="application/json", headers={"Server": SERVER})
 
 
-def _problem(refused: Refused) -> web.Response:
-    headers = refused.headers | {"Content-Type": "application/problem+json"}
-    return web.Response(
+def problem(refused: Refused) -> web.Response:
+    """A refusal as an RFC 9457 answer. After one of a request that may have been misread, nothing more is read of its connection."""
+    headers = {"Server": SERVER, **refused.headers, "Content-Type": "application/problem+json"}
+    response = web.Response(
         status=refused.status, reason=HTTPStatus(refused.status).phrase, body=orjson.dumps(refused.problem()), headers=headers
     )
+    if refused.status in _LAST:
+        response.force_close()
+    return response

@@ -3,7 +3,7 @@
 Rules:
 
 * A path is walked segment by segment from the root's descriptor, following no symbolic link (openat with O_NOFOLLOW): nothing
-  outside the root can be reached, whatever lies inside. Empty segments, ``.``, ``..``, control characters and the hidden
+  outside the root can be reached, whatever lies inside. What `broker.storeside.target` does not take and the hidden
   ``.broker`` are refused.
 * An object appears whole or not at all: written to ``.broker/tmp``, synced, then linked under its name. link() never
   overwrites, so an object's bytes never change. The file system must have hard links.
@@ -17,7 +17,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import secrets
 import stat
 import time
@@ -28,6 +27,7 @@ from pathlib import Path
 import orjson
 
 from broker.storeside.refused import Refused
+from broker.storeside.target import check_path
 
 HIDDEN = ".broker"
 ATTRIBUTE = "user.broker"
@@ -37,7 +37,6 @@ RESERVED = ("healthz",)
 MAX_METADATA_BYTES = 2048
 """All names and values together: an extended attribute holds 4 KB at most on ext4."""
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LEFTOVER_SECONDS = 60.0
 
@@ -59,13 +58,15 @@ class Found:
     size: int
     record: Record
     etag: str
+    modified_at: float
 
 
 def segments(path: str) -> tuple[str, ...]:
     """The names on the way to the object at `path` (absolute, percent-decoded). Raises `Refused` (400, or 404 for what is not served)."""
+    check_path(path)
     names = tuple(path[1:].split("/"))
-    if not path.startswith("/") or any(name in ("", ".", "..") or len(name.encode()) > 255 for name in names) or _CONTROL.search(path):
-        raise Refused(400, "the path names no object")
+    if any(len(name.encode()) > 255 for name in names):
+        raise Refused(400, "the path is too long")
     if names[0].casefold() == HIDDEN or names in [(name,) for name in RESERVED]:
         raise Refused(404, "no such object")
     return names
@@ -97,12 +98,13 @@ class Tree:
         self.tmp = _made(hidden, "tmp")
         self.uploads = _made(hidden, "uploads")
         self._records = _made(hidden, "records")
+        self.used = _made(hidden, "used")
         os.close(hidden)
         self._attributes = self._has_attributes()
         self._sweep()
 
     def close(self) -> None:
-        for descriptor in (self.root, self.tmp, self.uploads, self._records):
+        for descriptor in (self.root, self.tmp, self.uploads, self._records, self.used):
             os.close(descriptor)
 
     # --- reading ---
@@ -118,8 +120,8 @@ class Tree:
             os.close(descriptor)
             raise Refused(404, "no such object")
         record = self._recorded(descriptor, status)
-        etag = f'"{record.sha256 or f"{status.st_mtime_ns:x}-{status.st_size:x}"}"'
-        return Found(descriptor, status.st_size, record, etag)
+        etag = f'"{record.sha256 or f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"}"'
+        return Found(descriptor, status.st_size, record, etag, status.st_mtime)
 
     def exists(self, path: str) -> bool:
         names = segments(path)
@@ -131,6 +133,12 @@ class Tree:
         return True
 
     # --- writing ---
+
+    def check_room(self, length: int | None) -> None:
+        """Raises `Refused` (507) when `length` bytes do not fit now: better before the body than in the middle of it."""
+        status = os.fstatvfs(self.root)
+        if length is not None and length > status.f_bavail * status.f_frsize:
+            raise Refused(507, "the store is full")
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[tuple[int, str]]:
@@ -266,13 +274,22 @@ def _made(parent: int, name: str) -> int:
     return os.open(name, _DIRECTORY, dir_fd=parent)
 
 
+def write_all(descriptor: int, text: bytes) -> None:
+    """A few bytes in one call. Raises `OSError` when the disk took only some of them."""
+    if os.write(descriptor, text) != len(text):
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+
 def write_whole(directory: int, name: str, text: bytes) -> None:
     """Replace the small file `name` of `directory` in one step, durably."""
     temporary = f"{name}.{secrets.token_hex(4)}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
     try:
-        os.write(descriptor, text)
+        write_all(descriptor, text)
         os.fsync(descriptor)
+    except OSError:
+        os.unlink(temporary, dir_fd=directory)
+        raise
     finally:
         os.close(descriptor)
     os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)

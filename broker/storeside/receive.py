@@ -1,7 +1,8 @@
 """A request's body onto the disk, hashed on the way.
 
 The loop only collects what arrives; every few megabytes go to two threads at once, one that writes and computes SHA-256, one that
-computes MD5 (both release the interpreter), while the next ones arrive. Memory per request: two batches.
+computes MD5 (both release the interpreter), while the next ones arrive. Memory per request: two batches. A client that is
+slower than the limits allow is refused.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from aiohttp import StreamReader
 
 from broker.storeside.disk import disk_errors
+from broker.storeside.limits import Limits, Waiting
 from broker.storeside.refused import Refused
 
 BATCH_BYTES = 4 << 20
@@ -39,14 +41,21 @@ class Received:
             raise Refused(400, "the body's digest is not the one that the token binds")
 
 
-async def receive(stream: StreamReader, descriptor: int, offset: int, length: int | None) -> Received:
-    """Write the body from `offset` on. Raises `Refused` (400) when it is longer or shorter than `length`, or the client went away."""
+async def receive(
+    stream: StreamReader, descriptor: int, offset: int, length: int | None, limits: Limits, moved: Callable[[int], object]
+) -> Received:
+    """Write the body from `offset` on; `moved` is told of every chunk.
+
+    Raises `Refused`: 400 when it is longer or shorter than `length`, or the client went away; 408 when it comes too slowly.
+    """
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     total, waiting, batch = 0, 0, list[bytes]()
+    pace = Waiting(limits)
     working: set[asyncio.Future[None]] = set()
     try:
         while True:
-            chunk = await _next(stream)
+            chunk = await _next(stream, pace)
+            moved(len(chunk))
             total += len(chunk)
             waiting += len(chunk)
             if length is not None and total > length:
@@ -72,11 +81,21 @@ async def receive(stream: StreamReader, descriptor: int, offset: int, length: in
     return Received(total, sha256.hexdigest(), md5.hexdigest())
 
 
-async def _next(stream: StreamReader) -> bytes:
-    try:
-        return await stream.readany()
-    except Exception:  # aiohttp tells a broken body in many ways
-        raise Refused(400, "the body ended early or is malformed") from None
+async def _next(stream: StreamReader, pace: Waiting) -> bytes:
+    while True:
+        chunk = None
+        try:
+            with pace.counted():
+                async with asyncio.timeout(pace.left):
+                    chunk = await stream.readany()
+        except TimeoutError:
+            pass
+        except Exception:  # aiohttp tells a broken body in many ways
+            raise Refused(400, "the body ended early or is malformed") from None
+        if pace.too_slow(len(chunk or b"")) and chunk != b"":
+            raise Refused(408, "the body comes too slowly")
+        if chunk is not None:
+            return chunk
 
 
 async def _done(working: set[asyncio.Future[None]]) -> None:

@@ -75,7 +75,7 @@ def read_token(query: str, headers: Headers) -> str:
             if scheme.lower() == "bearer":  # another scheme is meant for somebody else
                 tokens.append(token.strip(" "))
     if not tokens:
-        raise unproven("a token is required")
+        raise unproven("a token is required", "missing")
     if len(tokens) > 1:
         raise Refused(400, "more than one token")
     return tokens[0]

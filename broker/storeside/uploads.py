@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -30,7 +31,7 @@ from typing import Any
 
 import orjson
 
-from broker.storeside.disk import Record, Tree, disk_errors, read_whole, segments, write_whole
+from broker.storeside.disk import Record, Tree, disk_errors, read_whole, segments, write_all, write_whole
 from broker.storeside.receive import Received
 from broker.storeside.refused import Refused
 
@@ -38,6 +39,8 @@ REMEMBER_SECONDS = 8 * 24 * 3600.0
 
 _READ_BYTES = 4 << 20
 _FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_LIBC = ctypes.CDLL(None)
+_PUNCH_HOLE_KEEP_SIZE = 3
 _GONE = "no such upload, or it has ended"
 
 
@@ -70,7 +73,7 @@ class Uploads:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        self._forget()
+        self.forget()
 
     @contextlib.contextmanager
     def part(self, path: str, upload: str, offset: int, length: int) -> Iterator[int]:
@@ -84,7 +87,13 @@ class Uploads:
             _lock(data, offset, length)
             self._check_open(directory, data)
             _append(directory, {"offset": offset, "length": length})
-            yield data
+            try:
+                yield data
+            except Refused:
+                with contextlib.suppress(OSError):
+                    _append(directory, {"offset": offset, "length": length})
+                _free(data, offset, length)
+                raise
 
     def record(self, path: str, upload: str, offset: int, descriptor: int, received: Received) -> Part:
         """Remember that the part at `offset` is whole, after it is safely on the disk."""
@@ -187,7 +196,7 @@ class Uploads:
         if named.st_ino != ours.st_ino or ours.st_nlink != 1 or self._ended(directory):
             raise Refused(404, _GONE)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Drop what ended longer ago than any token lives."""
         for name in os.listdir(self._tree.uploads):
             with contextlib.suppress(OSError):
@@ -205,6 +214,11 @@ def _opened(directory: int, name: str, flags: int) -> Iterator[int]:
         os.close(descriptor)
 
 
+def _free(descriptor: int, offset: int, length: int) -> None:
+    """Give back the space of a part that did not arrive whole (fallocate(2)); a file system that cannot keeps it until the upload ends."""
+    _LIBC.fallocate(descriptor, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(length))
+
+
 def _lock(descriptor: int, offset: int, length: int) -> None:
     """Lock a range of an open file alone (length 0: to the end, however far). Raises `Refused` (503) when another request has it."""
     try:
@@ -217,7 +231,7 @@ def _append(directory: int, line: dict[str, Any]) -> None:
     """One line, whole or ignored: a torn one is closed by the next line's beginning."""
     descriptor = os.open("journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
     try:
-        os.write(descriptor, b"\n" + orjson.dumps(line) + b"\n")
+        write_all(descriptor, b"\n" + orjson.dumps(line) + b"\n")
         os.fdatasync(descriptor)
     finally:
         os.close(descriptor)

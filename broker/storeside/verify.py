@@ -58,7 +58,7 @@ class UnknownKey(Refused):
     """The token names a key that is not among those given. Fetching them anew may help, once."""
 
     def __init__(self) -> None:
-        super().__init__(401, "the token's key is unknown", {"WWW-Authenticate": "Bearer"})
+        super().__init__(401, "the token's key is unknown", {"WWW-Authenticate": "Bearer"}, "key")
 
 
 def keys_of(document: Any) -> Keys:
@@ -126,17 +126,17 @@ def verify(
     check_path(path)
     proven, key = _proven(token, _keys(jwks))
     if proven.issuer != issuer:
-        raise unproven("the token is from another issuer")
+        raise unproven("the token is from another issuer", "issuer")
     if proven.audience != audience:
-        raise unproven("the token is for another store")
+        raise unproven("the token is for another store", "audience")
     if now < proven.not_before - leeway:
-        raise unproven("the token is not valid yet")
+        raise unproven("the token is not valid yet", "early")
     if now >= proven.expires_at:
-        raise unproven("the token has expired")
+        raise unproven("the token has expired", "expired")
     if proven.method != ("GET" if method == "HEAD" else method):
-        raise Refused(403, "the token is for another method")
+        raise Refused(403, "the token is for another method", why="method")
     if proven.path != path:
-        raise Refused(403, "the token is for another path")
+        raise Refused(403, "the token is for another path", why="path")
     return Grant(proven, key, _body_length(method, dict(fields), proven))
 
 
@@ -202,35 +202,35 @@ def _keys(jwks: Keys | Mapping[str, Any]) -> Keys:
 def _proven(token: str, keys: Keys) -> tuple[TransferToken, str]:
     """The claims, once the signature has been found right, and the key's id."""
     if len(token) > MAX_TOKEN_LENGTH or _COMPACT.match(token) is None:
-        raise unproven("the token is malformed")
+        raise unproven("the token is malformed", "malformed")
     header, payload, signature = token.split(".")
     meta = _object(header)
     algorithm, kid = meta.get("alg"), meta.get("kid")
     if algorithm not in ALGORITHMS or "crit" in meta or "b64" in meta or not isinstance(kid, str):
-        raise unproven("the token's header is not acceptable")
+        raise unproven("the token's header is not acceptable", "malformed")
     key = keys.get(kid)
     if key is None:
         raise UnknownKey
     if key.algorithm_name != algorithm:
-        raise unproven("the token's algorithm is not its key's")
+        raise unproven("the token's algorithm is not its key's", "signature")
     raw = _decoded(signature)
     if base64.urlsafe_b64encode(raw).rstrip(b"=").decode() != signature:
-        raise unproven("the token is malformed")
+        raise unproven("the token is malformed", "malformed")
     if not key.Algorithm.verify(f"{header}.{payload}".encode(), key.key, raw):
-        raise unproven("the token's signature is wrong")
+        raise unproven("the token's signature is wrong", "signature")
     try:
         return from_claims(_object(payload)), kid
     except InvalidToken as error:
-        raise unproven(f"the token's claims are not acceptable: {error}") from None
+        raise unproven(f"the token's claims are not acceptable: {error}", "claims") from None
 
 
 def _object(segment: str) -> dict[str, Any]:
     try:
         value = orjson.loads(_decoded(segment))
     except orjson.JSONDecodeError:
-        raise unproven("the token is malformed") from None
+        raise unproven("the token is malformed", "malformed") from None
     if not isinstance(value, dict):
-        raise unproven("the token is malformed")
+        raise unproven("the token is malformed", "malformed")
     return value
 
 
@@ -238,4 +238,4 @@ def _decoded(segment: str) -> bytes:
     try:
         return base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
     except ValueError:
-        raise unproven("the token is malformed") from None
+        raise unproven("the token is malformed", "malformed") from None

@@ -29,7 +29,8 @@ ISSUER = "http://broker.test"
 
 @dataclass(frozen=True, slots=True)
 class StoresidePart:
-    """A running server: its URL, its directory, its name in tokens, who signs them, its process id and its log."""
+    """A running server: its URL, its directory, its name in tokens, who signs them, its process id, its log, and where its
+    metrics are."""
 
     url: str
     root: Path
@@ -37,6 +38,7 @@ class StoresidePart:
     signer: TokenSigner
     pid: int
     log: Path
+    metrics_url: str = ""
 
     def claims(self, method: str, path: str, **claims: Any) -> TransferToken:
         """A token for `method` on `path` for ten minutes; `claims` are fields of TransferToken."""
@@ -63,11 +65,12 @@ def start(
     root: Path | None = None,
     host: str = "127.0.0.1",
     prefix: Sequence[str] = (),
+    options: Sequence[str] = (),
 ) -> Iterator[StoresidePart]:
     """Run the server on `root` (by default in `directory`, which also takes its key set and log) until the block ends.
 
     With `keys` (a URL or file) the server takes its keys from there and `signer` signs; else a fresh key is made.
-    `prefix` is what runs the server: ``ip netns exec NAME``.
+    `prefix` is what runs the server: ``ip netns exec NAME``. `options` are given to it as well.
     """
     root = root or directory / "root"
     root.mkdir(parents=True, exist_ok=True)
@@ -77,13 +80,15 @@ def start(
         keys = str(directory / "jwks.json")
         Path(keys).write_text(json.dumps(jwks([key])))
     assert keys is not None
-    (port,) = free_ports(1)
+    port, metrics = free_ports(2)
     url = f"http://{host}:{port}"
+    metrics_url = f"http://{host}:{metrics}"
     log = directory / "storeside.log"
     arguments = [*prefix, sys.executable, "-m", "broker.storeside.server", "--root", str(root), "--listen", f"{host}:{port}"]
     arguments += ["--audience", audience, "--issuer", signer.issuer, "--jwks", keys, "--refresh", "1"]
-    with running(arguments, log=log, ready=lambda: answers(f"{url}/healthz")) as process:
-        yield StoresidePart(url, root, audience, signer, process.pid, log)
+    arguments += ["--metrics", f"{host}:{metrics}", *options]
+    with running(arguments, log=log, ready=lambda: answers(f"{metrics_url}/metrics")) as process:
+        yield StoresidePart(url, root, audience, signer, process.pid, log, metrics_url)
 
 
 @pytest.fixture(scope="session")

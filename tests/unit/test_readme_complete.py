@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -15,6 +16,10 @@ from broker import admit, config, errors, metrics, rank
 from broker.accept import Reason
 from broker.model import Abilities, Role
 from broker.service import context
+from broker.storeside import counted
+from broker.storeside import server as storeside
+from broker.storeside.jwks import KeySource
+from broker.storeside.refused import WHY
 from tests.parts.records import RCLONE, SEAWEEDFS, STORESIDE, SWIFT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +97,26 @@ def test_metrics(name: str) -> None:
 
 def test_no_metric_is_described_that_there_is_not() -> None:
     assert set(re.findall(r"``(broker_[a-z_]+)``", README)) <= set(metric_names())
+
+
+def storeside_metric_names() -> list[str]:
+    registry = counted.Counted(KeySource("keys.json"), os.open("/", os.O_RDONLY)).registry
+    return [family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()]
+
+
+@pytest.mark.parametrize("name", storeside_metric_names())
+def test_metrics_of_the_file_server(name: str) -> None:
+    assert row(f"``{name}``") in README
+
+
+def test_no_metric_of_the_file_server_is_described_that_there_is_not() -> None:
+    assert set(re.findall(r"``(storeside_[a-z_]+)``", README)) == set(storeside_metric_names())
+    assert f"{', '.join(WHY)}." in README
+
+
+@pytest.mark.parametrize("option", [parameter.opts[-1] for parameter in storeside.main.params])
+def test_options_of_the_file_server(option: str) -> None:
+    assert re.search(rf"\n   ``{option} [A-Za-z:-]+`` \| ", README)
 
 
 @pytest.mark.parametrize("name", errors.problem_types())
