@@ -13,7 +13,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -38,7 +38,7 @@ class StoresidePart:
     signer: TokenSigner
     pid: int
     log: Path
-    metrics_url: str = ""
+    metrics_url: str = field(default="", kw_only=True)
 
     def claims(self, method: str, path: str, **claims: Any) -> TransferToken:
         """A token for `method` on `path` for ten minutes; `claims` are fields of TransferToken."""
@@ -88,7 +88,7 @@ def start(
     arguments += ["--audience", audience, "--issuer", signer.issuer, "--jwks", keys, "--refresh", "1"]
     arguments += ["--metrics", f"{host}:{metrics}", *options]
     with running(arguments, log=log, ready=lambda: answers(f"{metrics_url}/metrics")) as process:
-        yield StoresidePart(url, root, audience, signer, process.pid, log, metrics_url)
+        yield StoresidePart(url, root, audience, signer, process.pid, log, metrics_url=metrics_url)
 
 
 @pytest.fixture(scope="session")
