@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,9 +23,10 @@ from broker.stores.s3 import S3Store
 from broker.stores.swift import SwiftStore
 from tests.attacks.api import broker_column
 from tests.attacks.target import Target, TokenTarget
-from tests.parts import rclone, seaweedfs, storeside, swift
+from tests.parts import envoy, haproxy, nginx, rclone, seaweedfs, storeside, swift
+from tests.parts.front import FrontPart
 from tests.parts.process import answers, free_ports, running
-from tests.parts.records import RCLONE, SEAWEEDFS, STORESIDE, SWIFT, s3_record, swift_record
+from tests.parts.records import FRONT, RCLONE, SEAWEEDFS, STORESIDE, SWIFT, s3_record, swift_record
 from tests.parts.seaweedfs import S3Part
 from tests.parts.storeside import ISSUER, StoresidePart
 from tests.parts.swift import SwiftPart
@@ -215,6 +216,36 @@ def _adapter(kind: str, *arguments: str) -> Column:
     return column
 
 
+def _front(kind: str, start: Callable[[Path], AbstractContextManager[FrontPart]]) -> Column:
+    """A front as deploy/ configures it."""
+
+    @contextlib.asynccontextmanager
+    async def column(place: Path) -> AsyncIterator[Target]:
+        keys = _keys()
+        with start(place) as front:
+            signer = TokenSigner(keys[:1], ISSUER)
+            async with _session() as session:
+                store, elsewhere = _stores(front.url, front.audience, signer, session, FRONT)
+                target = PartTarget(
+                    kind=kind,
+                    scheme="token",
+                    origin=front.url,
+                    store=store,
+                    elsewhere=elsewhere,
+                    own=True,
+                    front=True,
+                    parts=False,
+                    keys=keys,
+                    issuer=ISSUER,
+                    audience=front.audience,
+                    server=front,
+                )
+                await asyncio.to_thread(front.publish, keys)
+                yield target
+
+    return column
+
+
 _GUNICORN = ("-m", "gunicorn", "--bind", "127.0.0.1:{port}", "--threads", "8", "tests.attacks.python.wsgi:app")
 
 COLUMNS: Mapping[str, Column] = {
@@ -226,5 +257,8 @@ COLUMNS: Mapping[str, Column] = {
     "aiohttp": _adapter("aiohttp", "-m", "tests.attacks.python.middleware", "{port}"),
     "ASGI": _adapter("ASGI", "-m", "uvicorn", "--no-access-log", "--port", "{port}", "tests.attacks.python.asgi:app"),
     "WSGI": _adapter("WSGI", *_GUNICORN),
+    "nginx": _front("nginx", nginx.start),
+    "HAProxy": _front("HAProxy", haproxy.start),
+    "Envoy": _front("Envoy", envoy.start),
     "broker": broker_column,
 }

@@ -87,7 +87,7 @@ STATED: tuple[Weakness, ...] = (
         "They do not change the bytes. One with Content-Encoding would: a commit does not accept it.",
     ),
     weak(
-        "storeside, aiohttp, ASGI, WSGI, broker",
+        "storeside, aiohttp, ASGI, WSGI, nginx, HAProxy, Envoy, broker",
         "token spelled otherwise",
         ("s replaced by n - s",),
         "With every ECDSA signature anybody can compute a second one of the same message (FIPS 186-5 does not forbid it).",
@@ -101,6 +101,34 @@ STATED: tuple[Weakness, ...] = (
         "It is the same token, and opens nothing more.",
     ),
     weak(
+        "HAProxy, Envoy",
+        "token spelled otherwise",
+        ("zeros before r and s",),
+        "Both numbers of the signature are read as long as they are.",
+        "It is the same token, and opens nothing more.",
+    ),
+    weak(
+        "Envoy",
+        "token spelled otherwise",
+        ("a byte more",),
+        "What follows the signature's numbers is passed over.",
+        "It is the same token, and opens nothing more.",
+    ),
+    weak(
+        "Envoy",
+        "parameters and headers twice",
+        ("Host twice",),
+        "It takes both for one name. A token does not speak of the host, so nothing more is opened.",
+        "Tokens name the store by their audience.",
+    ),
+    weak(
+        "Envoy",
+        "claims of the wrong shape",
+        ("exp far away",),
+        "Any instant is one for it, however far away.",
+        "It signs none later than the ticket's end; who has the signing key needs no such token.",
+    ),
+    weak(
         "broker",
         "audience altered",
         ("a list with the right one",),
@@ -108,7 +136,7 @@ STATED: tuple[Weakness, ...] = (
         "The broker is one of those that the issuer meant. Transfer tokens name one store only.",
     ),
     weak(
-        "storeside, aiohttp, ASGI, WSGI",
+        "storeside, aiohttp, ASGI, WSGI, nginx, HAProxy, Envoy",
         "single use",
         ("again", "again, s replaced by n - s", "again, in Authorization"),
         "Nothing remembers which tokens were used.",

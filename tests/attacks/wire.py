@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import http.client
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from broker.model import Handle
 
 _PATIENCE_SECONDS = 60.0
 _MOST = 64 << 20
+_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,23 @@ class Shot:
 async def fire(origin: str, shot: Shot) -> Reply:
     """Send it over a connection of its own and read the answer."""
     parts = urlsplit(origin)
-    answer = await converse(origin, shot.raw(parts.netloc), _PATIENCE_SECONDS)
+    answer = await converse(origin, shot.raw(parts.netloc), _PATIENCE_SECONDS, lambda answer: _is_whole(answer, shot.method))
     return parse(answer, shot.method)
 
 
-async def converse(origin: str, raw: bytes, patience: float) -> bytes:
-    """Send bytes and read until the server closes, or has been silent for `patience` seconds."""
+def _is_whole(answer: bytes, method: str) -> bool:
+    """Whether the first answer has come to its end: some servers are slow to close afterwards."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    if not end or head[9:10] == b"1":
+        return False
+    if method == "HEAD" or head[9:12] in (b"204", b"304"):
+        return True
+    length = _LENGTH.search(head)
+    return length is not None and len(body) >= int(length[1])
+
+
+async def converse(origin: str, raw: bytes, patience: float, is_enough: Callable[[bytes], bool] = lambda answer: False) -> bytes:
+    """Send bytes and read until the server closes, has been silent for `patience` seconds, or what has come `is_enough`."""
     parts = urlsplit(origin)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     answer = bytearray()
@@ -131,6 +144,8 @@ async def converse(origin: str, raw: bytes, patience: float) -> bytes:
             if not chunk:
                 break
             answer += chunk
+            if is_enough(answer):
+                break
     except (TimeoutError, ConnectionError):
         pass
     finally:
