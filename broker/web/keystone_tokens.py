@@ -9,8 +9,8 @@ Rules
   allowed. It only lets that token be expired, within Keystone's ``[token] allow_expired_window``. A service token that is
   not valid is refused, whatever the user's is.
 - Invented tokens are no load for Keystone: refused ones are remembered for `REFUSED_SECONDS`, requests with the same token share
-  one question, at most `AT_ONCE` are asked at a time, at most `MAX_WAITING` wait, and none longer than `LINE_SECONDS`. Tokens that
-  were valid before wait in a line of their own.
+  one question, at most `AT_ONCE` are asked at a time, at most `MAX_UNDER_WAY` with those that wait, none longer than `LINE_SECONDS`.
+  Tokens that were valid before wait in a line of their own.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ from broker.web.keystone import Keystone, KeystoneAway, Validated, is_token
 AUTH_TOKEN_HEADER = "X-Auth-Token"
 SERVICE_TOKEN_HEADER = "X-Service-Token"
 AT_ONCE = 8
-MAX_WAITING = 256
+MAX_UNDER_WAY = 256
 LINE_SECONDS = 5.0
 ASK_SECONDS = 5.0
 """A question is answered in this time, the broker's own login included."""
 AWAY_SECONDS = 1.0
 """A Keystone that cannot be reached is not asked again for so long."""
 REFUSED_SECONDS = 10.0
+LOG_SECONDS = 10.0
+"""While Keystone cannot be asked, another reason is logged after so long."""
 
 _log = structlog.get_logger(__name__)
 
@@ -85,7 +87,8 @@ class KeystoneTokens:
         self._asking: dict[_Key, asyncio.Task[Validated | None]] = {}
         self._new, self._again = _Line(), _Line()
         self._away_until = float("-inf")
-        self._reachable = True
+        self._trouble: str | None = None
+        self._logged_at = float("-inf")
 
     async def close(self) -> None:
         """End what is being asked."""
@@ -144,7 +147,7 @@ class KeystoneTokens:
         task = self._asking.get(key)
         if task is None:
             line = self._again if key in self._seen else self._new
-            if line.length >= MAX_WAITING or self._monotonic() < self._away_until:
+            if line.length >= MAX_UNDER_WAY or self._monotonic() < self._away_until:
                 raise self._unavailable()
             task = asyncio.create_task(self._learn(key, line))
             line.length += 1
@@ -182,8 +185,8 @@ class KeystoneTokens:
             raise
         finally:
             line.places.release()
-        if not self._reachable:
-            self._reachable = True
+        if self._trouble is not None:
+            self._trouble = None
             _log.info("Keystone answers again")
         self._remember(key, found, asked_at)
         return found
@@ -205,9 +208,11 @@ class KeystoneTokens:
     def _lost(self, why: str, *, unreachable: bool) -> None:
         if unreachable:
             self._away_until = self._monotonic() + AWAY_SECONDS
-        if self._reachable:
-            self._reachable = False
+        now = self._monotonic()
+        if self._trouble is None or (why != self._trouble and now - self._logged_at >= LOG_SECONDS):
+            self._logged_at = now
             _log.warning("Keystone cannot be asked about tokens", why=why)
+        self._trouble = why
 
 
 async def _enter(places: asyncio.Semaphore) -> None:

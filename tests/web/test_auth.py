@@ -295,9 +295,9 @@ class LaterKeys:
 
 async def test_old_keys_serve_while_new_ones_do_not_come(session: aiohttp.ClientSession, idp: Idp, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for an issuer that hangs as long as the token's key is known, but not for more than a day."""
-    monkeypatch.setattr(auth, "FETCH_SECONDS", 0.3)
     later = LaterKeys(session, idp)
     await later.authenticate(idp.token("k1"))
+    monkeypatch.setattr(auth, "FETCH_SECONDS", 0.3)
     idp.answer = "hang"
     later.ahead = auth.KEYS_SECONDS + 1
     for number in range(3):
@@ -349,9 +349,9 @@ async def test_keys_that_change_at_every_request(session: aiohttp.ClientSession,
 async def test_an_issuer_that_hangs_is_asked_once_by_all_who_wait(
     session: aiohttp.ClientSession, idp: Idp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auth, "FETCH_SECONDS", 0.5)
+    monkeypatch.setattr(auth, "FETCH_SECONDS", 2.0)
     idp.answer = "hang"
-    issuer = config.Issuer(idp.url, AUDIENCE)
+    issuer = config.Issuer(idp.url, AUDIENCE, f"{idp.url}/keys")
     checker = Authenticator(config.Auth(issuers=(issuer,)), "http://broker", lambda: {"keys": []}, session, metrics.create())
     ended = await asyncio.gather(
         *(checker.authenticate(f"Bearer {idp.token('k1', jti=str(number))}") for number in range(30)), return_exceptions=True
