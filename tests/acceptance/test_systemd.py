@@ -70,9 +70,12 @@ def test_little_is_exposed(unit: Path) -> None:
 
 
 def test_the_account_is_one_that_systemd_makes() -> None:
-    said = (UNITS / "transfer-broker.sysusers.conf").read_text()
-    assert sandbox.settings(UNITS / "broker.service")["User"] == ["transfer-broker"]
-    assert re.search(r"^u transfer-broker - ", said, re.MULTILINE)
+    made = set(re.findall(r"^u (\S+) - ", (UNITS / "transfer-broker.sysusers.conf").read_text(), re.MULTILINE))
+    wanted = {name for unit in SERVICES for name in sandbox.settings(unit).get("User", [])}
+    assert wanted == made
+    for unit in SERVICES:
+        said = sandbox.settings(unit)
+        assert ("User" in said) != ("DynamicUser" in said), "nothing runs as root"
 
 
 def command_of(unit: Path, environment: Mapping[str, str]) -> list[str]:
@@ -148,6 +151,22 @@ def test_a_file_server_serves_under_the_filters(place: Path) -> None:
     with running(command, log=log, ready=lambda: answers(f"http://127.0.0.1:{port}/healthz")):
         assert answers(f"http://127.0.0.1:{port}/some/key", (401,))
     assert "Traceback" not in log.read_text()
+
+
+def test_keys_are_kept_under_the_filters(place: Path) -> None:
+    account = other_account()
+    keys = place / "transfer-keys"
+    keys.mkdir()
+    if account is not None:
+        os.chown(keys, pwd.getpwnam(account).pw_uid, -1)
+    jwks = place / "jwks.json"
+    jwks.write_text('{"keys": []}')
+    unit = installed_here(UNITS / "broker-storeside-keys.service", place, {})
+    command = [*command_of(unit, {"JWKS": str(jwks), "STATE": str(place)}), "--once"]
+    done = subprocess.run(sandboxed(unit, command, account), capture_output=True, text=True, check=False, timeout=120)
+    assert "Traceback" not in done.stderr
+    assert (keys / "jwks.json").read_text()
+    assert (keys / "jwks.json").stat().st_mode & 0o004, "the front's account has to read it"
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,6 @@ if __name__ == "__main__":
         os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
         os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
         words = words[2:]
-    os.umask(0o077)
+    os.umask(int(settings(Path(words[0]))["UMask"][0], 8))
     load(Path(words[0]))
     os.execv(words[1], words[1:])

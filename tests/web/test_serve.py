@@ -100,3 +100,20 @@ def test_help_teaches() -> None:
 )
 def test_tokens_for_nonsense_are_not_made(arguments: tuple[str, ...]) -> None:
     assert broker_command("token", "create", *arguments).returncode == 2
+
+
+def test_another_passphrase_opens_no_keys_and_says_so(database: str, tmp_path: Path) -> None:
+    with serve(database, tmp_path) as broker:
+        configuration = broker.config
+    secret = tmp_path / "data" / "keys.passphrase"
+    right = secret.read_text()
+    secret.write_text("hunter2 is another passphrase\n")
+    for command in (("serve",), ("token", "create", "--role", "admin", "--project", "demo")):
+        refused = broker_command(*command, "--config", str(configuration))
+        assert refused.returncode == 1
+        assert "cannot be decrypted with this broker's key passphrase" in refused.stderr
+        for text in ("hunter2", right.strip(), "Traceback"):
+            assert text not in refused.stdout + refused.stderr
+    secret.write_text(right)
+    with serve(database, tmp_path):
+        pass
