@@ -38,11 +38,13 @@ from broker.service.context import Context, Policy
 from broker.service.memory import Memory
 from broker.sign.rotation import Terms
 from broker.stores import base, exchange, probe, registry
+from broker.web import listen
 from broker.web.auth import Authenticator
 from broker.web.client import ClientFinder
 from broker.web.handlers import HANDLERS
 from broker.web.keystone import Keystone
 from broker.web.keystone_tokens import KeystoneTokens
+from broker.web.limits import Rate, Refusals
 from broker.web.routes import Api, ApiServer, Router
 
 STOP_SECONDS = 5.0
@@ -125,9 +127,12 @@ async def running(
         listens = None
         if router is not None:
             finder = ClientFinder(settings.http.trusted_proxies, memory.site_of)
-            limit = settings.http.body_limit_bytes
-            handle = Api(context, router, authenticator, finder, body_limit_bytes=limit, keystone=keystone)
-            server = ApiServer(handle, body_limit_bytes=limit)
+            refusals = Refusals(counted, Rate(settings.auth.refusals_per_minute, settings.auth.refusals_per_minute / 60))
+            bounds = listen.Bounds(listen.allow_files(settings.http.max_connections), settings.http.max_connections_per_address)
+            answering = Api(
+                context, router, authenticator, finder, refusals, body_limit_bytes=settings.http.body_limit_bytes, keystone=keystone
+            )
+            server = ApiServer(answering, listen.Gate(bounds, counted, finder.is_trusted))
             listens = await _listen(stack, server, settings.http.listen, settings.http.reuse_port, opened.api)
         yield Broker(context, known, listens, metrics_listens)
 

@@ -61,6 +61,8 @@ class Http:
     body_limit_bytes: int = 8 << 20
     trusted_proxies: tuple[Network, ...] = ()
     reuse_port: bool = False
+    max_connections: int = 8192
+    max_connections_per_address: int = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ class Auth:
     leeway_seconds: float = 30.0
     issuers: tuple[Issuer, ...] = ()
     keystone: Keystone | None = None
+    refusals_per_minute: int = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +257,8 @@ def _http(section: dict[str, Any]) -> Http:
         body_limit_bytes=section.get("body_limit_bytes", 8 << 20),
         trusted_proxies=tuple(networks),
         reuse_port=section.get("reuse_port", False),
+        max_connections=section.get("max_connections", 8192),
+        max_connections_per_address=section.get("max_connections_per_address", 1024),
     )
 
 
@@ -302,7 +307,13 @@ def _auth(section: dict[str, Any], place: Callable[[str], Path]) -> Auth:
     )
     _refuse(f"auth.issuers: {name} is there more than once" for name in _repeated(issuer.issuer for issuer in issuers))
     keystone = _keystone(section["keystone"], place) if "keystone" in section else None
-    return Auth(section.get("audience", "transfer-broker"), section.get("leeway_seconds", 30.0), issuers, keystone)
+    return Auth(
+        section.get("audience", "transfer-broker"),
+        section.get("leeway_seconds", 30.0),
+        issuers,
+        keystone,
+        section.get("refusals_per_minute", 120),
+    )
 
 
 def _keystone(section: dict[str, Any], place: Callable[[str], Path]) -> Keystone:

@@ -126,6 +126,12 @@ class LastReplica(BrokerError):
     status, type, title = 409, "last-replica", "The last good replica stays"
 
 
+class HeadTimeout(BrokerError):
+    """The head of a request did not arrive in time; the connection is closed."""
+
+    status, type, title = 408, "head-timeout", "The request came too slowly"
+
+
 class Gone(BrokerError):
     """The ticket or upload has ended (released, expired, failed or reaped). Ask for a new one."""
 
@@ -162,6 +168,18 @@ class PreconditionRequired(BrokerError):
     status, type, title = 428, "precondition-required", "If-Match is required"
 
 
+class TooManyRefusals(BrokerError):
+    """Many bearer tokens from this address, or from everywhere, were refused a moment ago, and this one was not looked at. Wait."""
+
+    status, type, title = 429, "too-many-refusals", "Too many refused tokens"
+
+
+class HeadTooLarge(BrokerError):
+    """The target, a header or all of them together are over the stated limit; the connection is closed."""
+
+    status, type, title = 431, "head-too-large", "The request's head is too large"
+
+
 class Busy(BrokerError):
     """Every store that has the blob is at its limit of concurrent transfers; Retry-After says when a slot is expected."""
 
@@ -172,6 +190,12 @@ class StoreUnavailable(BrokerError):
     """The store did not answer, or answered nonsense. Nothing was changed; try again."""
 
     status, type, title = 503, "store-unavailable", "The store cannot be reached"
+
+
+class TooManyConnections(BrokerError):
+    """This broker keeps no more connections open, in all or from this address. Close some, or try again."""
+
+    status, type, title = 503, "too-many-connections", "Too many connections"
 
 
 class Unavailable(BrokerError):

@@ -129,9 +129,12 @@ class Metrics:
     store_seconds: Times  # store, method
     http_requests: Counts  # operation, status
     http_seconds: Times  # operation
+    http_connections: Gauge
+    http_refusals: Counts  # reason
     auth_failures: Counts  # reason
     keystone_tokens: Counts  # outcome
     keystone_seconds: Times  # operation
+    tokens_unchecked: Counts  # reason
     hot_hits: Counts
     hot_misses: Counts
     hot_evictions: Counts
@@ -201,6 +204,11 @@ def create(version: str = "") -> Metrics:
         store_seconds=times("store_request_seconds", "Time of the broker's requests to stores.", "store", "method"),
         http_requests=counts("http_requests_total", "Requests by operation and status.", "operation", "status"),
         http_seconds=times("http_request_seconds", "Time from a request's head to its answer.", "operation"),
+        http_connections=Gauge("broker_http_connections", "Connections to the API that are open.", registry=registry),
+        http_refusals=counts("http_refusals_total", "Connections that were closed before they brought a request, by reason.", "reason"),
+        tokens_unchecked=counts(
+            "tokens_unchecked_total", "Bearer tokens that were not looked at, after too many refused ones, by reason.", "reason"
+        ),
         auth_failures=counts("auth_failures_total", "Tokens that were refused, by reason.", "reason"),
         keystone_tokens=counts("keystone_tokens_total", "Tokens of Keystone, by where the answer came from.", "outcome"),
         keystone_seconds=times("keystone_request_seconds", "Time of the broker's requests to Keystone.", "operation"),

@@ -25,7 +25,7 @@ class ClientFinder:
     def __init__(self, trusted_proxies: Sequence[Network], site_of: Callable[[str], str | None]) -> None:
         self._site_of = site_of
         self._trusted = tuple(trusted_proxies)
-        self._is_trusted = lru_cache(maxsize=4096)(self._in_trusted)
+        self.is_trusted: Callable[[str], bool] = lru_cache(maxsize=4096)(self._in_trusted)
 
     def find(self, principal: Principal, peer: str, forwarded: Sequence[str], instance: str | None) -> Client:
         """The client behind the socket's address `peer`; `forwarded` are the X-Forwarded-For fields. Raises `Invalid`."""
@@ -35,10 +35,12 @@ class ClientFinder:
             raise Invalid(
                 "The instance is too long or not printable.", field=INSTANCE_HEADER, expected=f"at most {MAX_INSTANCE} ASCII characters"
             )
-        address = peer
-        if forwarded and self._is_trusted(peer):
-            address = self._behind(peer, forwarded)
+        address = self.address_of(peer, forwarded)
         return Client(principal, instance, address, principal.site or self._site_of(address))
+
+    def address_of(self, peer: str, forwarded: Sequence[str]) -> str:
+        """The address of the client behind the socket's address `peer`."""
+        return self._behind(peer, forwarded) if forwarded and self.is_trusted(peer) else peer
 
     def _behind(self, peer: str, forwarded: Sequence[str]) -> str:
         address = peer
@@ -47,7 +49,7 @@ class ClientFinder:
             if found is None:
                 break
             address = found
-            if not self._is_trusted(found):
+            if not self.is_trusted(found):
                 break
         return address
 

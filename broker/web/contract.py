@@ -32,7 +32,8 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method on one path. `body` is the schema of a body that must be there; `media_type` what it must be."""
+    """One method on one path. `body` is the schema of a body that must be there, of `body_limit` bytes at most; `media_type` what it
+    must be."""
 
     id: str
     method: str
@@ -40,6 +41,7 @@ class Operation:
     parameters: tuple[Parameter, ...]
     media_type: str | None
     body: JsonObject | None
+    body_limit: int
     secured: bool
     roles: frozenset[Role]
     """Who may call it; empty for everyone who is known."""
@@ -79,6 +81,7 @@ def operations() -> tuple[Operation, ...]:
                     parameters=tuple(_parameter(resolve(entry)) for entry in parameters),
                     media_type=media_type,
                     body=body,
+                    body_limit=operation.get("x-body-limit", 0),
                     secured=bool(operation.get("security", contract["security"])),
                     roles=frozenset(Role(role) for role in operation.get("x-roles", ())),
                 )

@@ -21,6 +21,7 @@ import asyncpg
 import orjson
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 from multidict import CIMultiDictProxy, istr
 
@@ -34,6 +35,8 @@ from broker.web.auth import Authenticator
 from broker.web.call import Answer, Call
 from broker.web.client import INSTANCE_HEADER, ClientFinder
 from broker.web.keystone_tokens import AUTH_TOKEN_HEADER, SERVICE_TOKEN_HEADER, KeystoneTokens
+from broker.web.limits import Refusals
+from broker.web.listen import Connection, Gate
 from broker.web.reply import Reply
 from broker.web.validate import BodyCheck, ParameterCheck
 
@@ -63,6 +66,7 @@ class Route:
         self.secured = operation.secured
         self.roles = operation.roles
         self.media_type = operation.media_type
+        self.body_limit = operation.body_limit
         self.body = BodyCheck(operation.body) if operation.body is not None else None
         self.path = ParameterCheck(operation.of("path")) if operation.of("path") else None
         self.query = ParameterCheck(operation.of("query"))
@@ -124,6 +128,7 @@ class Api:
         router: Router,
         authenticator: Authenticator,
         clients: ClientFinder,
+        refusals: Refusals,
         *,
         body_limit_bytes: int,
         keystone: KeystoneTokens | None = None,
@@ -133,6 +138,7 @@ class Api:
         self._authenticator = authenticator
         self._keystone = keystone
         self._clients = clients
+        self._refusals = refusals
         self._limit = body_limit_bytes
         self._ids = count()
         self._prefix = urandom(6).hex()
@@ -189,31 +195,42 @@ class Api:
         if given:
             call.headers = route.headers(given)
         if route.body is not None:
-            call.body = route.body(await self._read(request, route.media_type or _JSON))
+            call.body = route.body(await self._read(request, route.media_type or _JSON, min(route.body_limit, self._limit)))
         elif request.body_exists and request.content_length != 0:
             raise errors.Malformed("This operation takes no body.")
         return await route.handler(call)
 
     async def _client(self, request: web.BaseRequest) -> Client:
         headers = request.headers
+        peer, forwarded = request.remote or "", headers.getall(_FORWARDED, ())
         if _AUTH_TOKEN in headers:
-            principal = await self._from_keystone(headers)
+            principal = await self._from_keystone(headers, peer, forwarded)
         else:
             authorization = _single(headers, _AUTHORIZATION)
             known = self._authenticator.known(authorization) if authorization is not None else None
-            principal = known or await self._authenticator.authenticate(authorization)
-        return self._clients.find(principal, request.remote or "", headers.getall(_FORWARDED, ()), headers.get(_INSTANCE))
+            principal = known or await self._checked(peer, forwarded, authorization, self._authenticator.authenticate)
+        return self._clients.find(principal, peer, forwarded, headers.get(_INSTANCE))
 
-    async def _from_keystone(self, headers: CIMultiDictProxy[str]) -> Principal:
+    async def _from_keystone(self, headers: CIMultiDictProxy[str], peer: str, forwarded: Sequence[str]) -> Principal:
         token = _single(headers, _AUTH_TOKEN) or ""
         service = _single(headers, _SERVICE_TOKEN)
         if _AUTHORIZATION in headers:  # as RFC 6750 section 2 rules for its own methods
             raise errors.Malformed("Two kinds of token are given.", field=AUTH_TOKEN_HEADER, expected="this header or Authorization")
-        if self._keystone is None:
+        keystone = self._keystone
+        if keystone is None:
             return await self._authenticator.authenticate(None)
-        return self._keystone.known(token, service) or await self._keystone.authenticate(token, service)
+        known = keystone.known(token, service)
+        return known or await self._checked(peer, forwarded, token, lambda given: keystone.authenticate(given or "", service))
 
-    async def _read(self, request: web.BaseRequest, media_type: str) -> bytes:
+    async def _checked(
+        self, peer: str, forwarded: Sequence[str], token: str | None, authenticate: Callable[[str | None], Awaitable[Principal]]
+    ) -> Principal:
+        """Who holds a token that is not known yet, unless too many were refused. Raises what `authenticate` raises, `TooManyRefusals`."""
+        if token is None:
+            return await authenticate(None)
+        return await self._refusals.check(self._clients.address_of(peer, forwarded), token, authenticate)
+
+    async def _read(self, request: web.BaseRequest, media_type: str, limit: int) -> bytes:
         """The body of an operation that takes one. Raises `UnsupportedMediaType`, `TooLarge`, `Malformed`."""
         given = request.headers.get(_CONTENT_TYPE, "")
         if given != media_type and given.partition(";")[0].strip().lower() not in (media_type, _JSON):
@@ -222,51 +239,66 @@ class Api:
             raise errors.UnsupportedMediaType(field="Content-Type", expected=media_type)
         if _CONTENT_ENCODING in request.headers:
             raise errors.UnsupportedMediaType(field="Content-Encoding", expected="no encoding")
-        return await self._payload(request)
+        return await self._payload(request, limit)
 
-    async def _payload(self, request: web.BaseRequest) -> bytes:
+    async def _payload(self, request: web.BaseRequest, limit: int) -> bytes:
         length = request.content_length
-        if length is not None and length > self._limit:
-            raise errors.TooLarge(f"The body is over {self._limit} bytes.")
+        if length is not None and length > limit:
+            raise errors.TooLarge(f"The body is over {limit} bytes.")
         try:
             content = request.content
             if not content.is_eof():
                 async with asyncio.timeout(BODY_SECONDS):
-                    return await request.read()
+                    return await _up_to(content, limit)
             body = content.read_nowait()  # what nearly always has arrived with the head
-        except web.HTTPRequestEntityTooLarge:
-            raise errors.TooLarge(f"The body is over {self._limit} bytes.") from None
         except TimeoutError:
             raise errors.Malformed("The body did not arrive in time.") from None
         except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, ConnectionError):
             raise errors.Malformed("The body did not arrive as it was announced.") from None
-        if len(body) > self._limit:
-            raise errors.TooLarge(f"The body is over {self._limit} bytes.")
+        if len(body) > limit:
+            raise errors.TooLarge(f"The body is over {limit} bytes.")
         return body
+
+
+async def _up_to(stream: aiohttp.StreamReader, limit: int) -> bytes:
+    """The body as it arrives. Raises `TooLarge`."""
+    content = bytearray()
+    async for chunk in stream.iter_any():
+        content += chunk
+        if len(content) > limit:
+            raise errors.TooLarge(f"The body is over {limit} bytes.")
+    return bytes(content)
 
 
 class ApiServer(web.Server):
     """aiohttp's server, whose own refusals (of what is no HTTP) are problems too."""
 
-    def __init__(self, api: Api, *, body_limit_bytes: int) -> None:
+    def __init__(self, api: Api, gate: Gate) -> None:
         def make(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-            return web.BaseRequest(message, payload, protocol, writer, task, self._loop, client_max_size=body_limit_bytes)
+            return web.BaseRequest(message, payload, protocol, writer, task, self._loop, client_max_size=0)  # bodies have their own limits
 
-        super().__init__(api.handle, request_factory=make, access_log=None, auto_decompress=False, keepalive_timeout=75.0)
+        super().__init__(api.handle, request_factory=make, access_log=None, auto_decompress=False)
+        self._gate = gate
 
     def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return _Connection(self, self._gate, loop=self._loop, **self._kwargs)
 
 
-class _Connection(RequestHandler):
+class _Connection(Connection):
     __slots__ = ()
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        error = _unexpected(exc, None) if status == 500 else errors.Malformed("This is no HTTP that can be read.")
+        error = _unexpected(exc, None) if status == 500 else self._unreadable(exc)
         status, body, headers = problem.render(error)
         return Reply(status, headers, body, close=True)
+
+    def _unreadable(self, exc: BaseException | None) -> errors.BrokerError:
+        if isinstance(exc, LineTooLong) or "Too many" in str(exc):
+            self._gate.metrics.http_refusals.inc("head-size")
+            return errors.HeadTooLarge()
+        return errors.Malformed("This is no HTTP that can be read.")
 
 
 def _unexpected(error: BaseException | None, request_id: str | None) -> errors.BrokerError:

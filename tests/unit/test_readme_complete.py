@@ -50,6 +50,8 @@ CONFIG_FIELDS = [name for name in fields_of(schema("config.json")) if not name.s
 PLAIN_DEFAULTS = {
     "http.listen": str(config.Http().listen), "http.metrics_listen": str(config.Http().metrics_listen),
     "http.body_limit_bytes": config.Http().body_limit_bytes, "http.reuse_port": "false",
+    "http.max_connections": config.Http().max_connections, "http.max_connections_per_address": config.Http().max_connections_per_address,
+    "auth.refusals_per_minute": config.Auth().refusals_per_minute,
     "database.min_connections": config.Database().min_connections, "database.max_connections": config.Database().max_connections,
     "auth.audience": config.Auth().audience, "auth.leeway_seconds": f"{config.Auth().leeway_seconds:g}",
     "auth.keystone.credential": config.Keystone("").credential,

@@ -55,7 +55,7 @@ FIELDS: list[tuple[str, str, Any, str]] = [
     ("name with a control character", "/v1/tickets", {"operation": "upload", "image": {"name": "a\x00b"}}, "image.name"),
     ("name with a line separator", "/v1/tickets", {"operation": "upload", "image": {"name": "a\u2028b"}}, "image.name"),
     ("unknown field inside", "/v1/tickets", {"operation": "upload", "image": {"name": "a", "owner": "b"}}, "image.owner"),
-    ("name of 7 MB", "/v1/images", {"name": "x" * (7 << 20)}, "name"),
+    ("name of 1 MB", "/v1/images", {"name": "x" * 1_000_000}, "name"),
     ("empty name", "/v1/images", {"name": ""}, "name"),
     ("no name", "/v1/images", {}, "name"),
     ("name with an escape", "/v1/images", {"name": "\x1b[31m"}, "name"),
@@ -246,7 +246,7 @@ async def test_what_is_no_http(broker: RunningBroker, raw: bytes) -> None:
     writer.write(raw)
     answer = await asyncio.wait_for(reader.read(), 10)
     writer.close()
-    assert answer.split()[1] == b"400"
+    assert answer.split()[1] == (b"431" if len(raw) > 8190 else b"400")
     assert b"application/problem+json" in answer
     assert b"Traceback" not in answer
     assert b"aiohttp" not in answer
@@ -296,7 +296,7 @@ async def test_nesting_has_an_end(api: Api, depth: int) -> None:
         nested = opening * depth + b"1.0" + closing * depth
         for raw in (nested, b'{"operation":"upload","image":{"name":"x","properties":' + nested + b"}}"):
             reply = await api.send("POST", "/v1/tickets", raw=raw)
-            assert reply.status == 400, reply.body
+            assert reply.status == (400 if len(raw) <= 256 << 10 else 413), reply.body
 
 
 async def test_whole_numbers_may_be_written_as_fractions(api: Api) -> None:
@@ -313,8 +313,9 @@ async def test_the_body_limit_is_a_setting(database: str, tmp_path: Any, session
 
 async def test_a_body_of_very_many_faults_costs_little(api: Api) -> None:
     """The first fault ends the check: to find a million of them took gigabytes."""
-    many = b'{"operation":"download",' + b",".join(b'"k%d":1' % number for number in range(400_000)) + b"}"
+    many = b'{"operation":"download",' + b",".join(b'"k%d":1' % number for number in range(20_000)) + b"}"
     assert (await api.send("POST", "/v1/tickets", raw=many)).status == 400
+    assert (await api.send("POST", "/v1/tickets", raw=many * 2)).status == 413
     reply = await api.send("POST", "/v1/tickets:batch", raw=b'{"tickets":[' + b"{}," * 1_000_000 + b"{}]}")
     assert (reply.status, reply.body["field"]) == (400, "tickets")
 

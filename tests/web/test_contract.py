@@ -31,11 +31,12 @@ def test_every_operation_describes_its_refusals() -> None:
         responses = contract.document()["paths"][operation.path][operation.method.lower()]["responses"]
         assert {"400", "503"} <= responses.keys(), operation.id
         if operation.secured:
-            assert "401" in responses, operation.id
+            assert {"401", "429"} <= responses.keys(), operation.id
         if operation.roles:
             assert "403" in responses, operation.id
         if operation.body is not None:
             assert {"413", "415"} <= responses.keys(), operation.id
+            assert 4096 <= operation.body_limit <= 8 << 20, operation.id
         if any(parameter.name == "If-Match" for parameter in operation.parameters):
             assert {"412", "428"} <= responses.keys(), operation.id
         if any(parameter.name == "Idempotency-Key" for parameter in operation.parameters):

@@ -1,0 +1,161 @@
+"""How many bearer tokens that are refused somebody may send before they are no longer looked at.
+
+Rules
+
+- Counted are refusals of tokens, by the client's address (an IPv6 one by its /64, what a provider gives to one customer), and
+  by all clients together, which bounds what checking signatures may cost a broker. Each is a bucket that refills steadily.
+- A token that is remembered as good never comes here. When a bucket is empty, tokens of subjects that were accepted before
+  are still looked at, out of a small bucket of each such subject: whoever shares an address with an attacker can renew its token,
+  unless the attacker knows its subject.
+- What is kept is bounded: the least recently counted go first.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import orjson
+
+from broker.errors import Forbidden, TooManyRefusals, Unauthenticated
+from broker.metrics import Metrics
+from broker.model import Principal
+
+MAX_KEPT = 10_000
+"""Addresses and subjects that are kept in mind, each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many at once, and so many more with each second."""
+
+    burst: float
+    per_second: float
+
+
+ALL = Rate(1000, 200)
+"""Of all clients together; a refused token costs about 0.3 ms of a processor."""
+
+SUBJECT = Rate(5, 0.1)
+
+
+class Buckets:
+    """A token bucket for each key. A key that is not kept has a full one."""
+
+    def __init__(self, rate: Rate, clock: Callable[[], float], size: int = MAX_KEPT) -> None:
+        self._rate = rate
+        self._clock = clock
+        self._size = size
+        self._kept: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def take(self, key: Hashable) -> float:
+        """Take one out of the bucket: 0.0, or the seconds until there is one."""
+        now = self._clock()
+        level, at = self._kept.get(key, (self._rate.burst, now))
+        level = min(self._rate.burst, level + (now - at) * self._rate.per_second)
+        if level < 1:
+            return (1 - level) / self._rate.per_second
+        self._keep(key, level - 1, now)
+        return 0.0
+
+    def give_back(self, key: Hashable) -> None:
+        """One that was taken is not needed. A bucket that is full again is forgotten."""
+        found = self._kept.get(key)
+        if found is not None:
+            if found[0] + 1 >= self._rate.burst:
+                del self._kept[key]
+            else:
+                self._kept[key] = found[0] + 1, found[1]
+
+    def _keep(self, key: Hashable, level: float, now: float) -> None:
+        self._kept[key] = level, now
+        self._kept.move_to_end(key)
+        if len(self._kept) > self._size:
+            self._kept.popitem(last=False)
+
+
+class Refusals:
+    """Stands before the check of tokens that are not known yet."""
+
+    def __init__(self, metrics: Metrics, rate: Rate, clock: Callable[[], float] = time.monotonic, *, together: Rate = ALL) -> None:
+        self._metrics = metrics
+        self._addresses = Buckets(rate, clock)
+        self._together = Buckets(together, clock)
+        self._subjects = Buckets(SUBJECT, clock)
+        self._accepted: OrderedDict[Hashable, None] = OrderedDict()
+
+    async def check(self, address: str, header: str, authenticate: Callable[[str], Awaitable[Principal]]) -> Principal:
+        """What `authenticate` makes of the header. Raises what it raises, and `TooManyRefusals` without asking it."""
+        taken = self._take(network_of(address), header)
+        try:
+            principal = await authenticate(header)
+        except (Unauthenticated, Forbidden):
+            raise
+        except BaseException:
+            self._give_back(taken)
+            raise
+        self._give_back(taken)
+        claimed = claimed_subject(header)
+        if claimed is not None:
+            self._accepted[claimed] = None
+            self._accepted.move_to_end(claimed)
+            if len(self._accepted) > MAX_KEPT:
+                self._accepted.popitem(last=False)
+        return principal
+
+    def _take(self, network: str, header: str) -> tuple[tuple[Buckets, Hashable], ...]:
+        reason, wait = "address", self._addresses.take(network)
+        if not wait:
+            reason, wait = "all", self._together.take(None)
+            if not wait:
+                return (self._addresses, network), (self._together, None)
+            self._addresses.give_back(network)
+        claimed = claimed_subject(header)
+        if claimed in self._accepted and not self._subjects.take(claimed):
+            return ((self._subjects, claimed),)
+        self._metrics.tokens_unchecked.inc(reason)
+        raise TooManyRefusals(retry_after=math.ceil(wait))
+
+    @staticmethod
+    def _give_back(taken: tuple[tuple[Buckets, Hashable], ...]) -> None:
+        for buckets, key in taken:
+            buckets.give_back(key)
+
+
+@lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """What is counted as one client: an IPv4 address, or the /64 of an IPv6 one."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return str(found.ipv4_mapped)
+        return str(ipaddress.IPv6Address(int(found) >> 64 << 64))
+    return address
+
+
+def claimed_subject(header: str) -> Hashable | None:
+    """The issuer and the subject that a JWT names, unverified; ``None`` when it is no JWT or names none."""
+    parts = header.split(".")
+    if len(parts) != 3 or len(parts[1]) > 8000:
+        return None
+    try:
+        payload = orjson.loads(base64.urlsafe_b64decode(parts[1] + "=="))
+    except (ValueError, binascii.Error):
+        return None
+    if not isinstance(payload, dict):
+        return None
+    issuer, subject = payload.get("iss"), payload.get("sub")
+    return (issuer, subject) if isinstance(issuer, str) and isinstance(subject, str) else None

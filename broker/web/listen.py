@@ -1,0 +1,205 @@
+"""What one connection may take of the broker before there is a request that can be answered: time, bytes, and a place.
+
+Rules
+
+- A request's head has to be complete `head_seconds` after its first byte (of a new connection: after it was accepted), and is given
+  up when it is not after `head_bytes`; a client that does not read its answer has `answer_seconds`.
+- So many connections are kept open in all and of one client's address (an IPv6 one by its /64; trusted proxies are not
+  counted by address). One more gets 503 and is closed.
+- A request that comes in one piece costs a comparison here and no timer.
+
+What is refused here never became a request: it gets a problem as its answer and is counted by reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import structlog
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from broker import errors
+from broker.metrics import Metrics
+from broker.web import problem, reply
+from broker.web.limits import network_of
+
+FILES_APART = 256
+"""File descriptors that are left for the database, stores and files."""
+
+LINGER_SECONDS = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of the connections of one broker."""
+
+    connections: int = 8192
+    connections_per_address: int = 1024
+    head_seconds: float = 15.0
+    head_bytes: int = 32 << 10
+    head_fields: int = 100
+    idle_seconds: float = 75.0
+    answer_seconds: float = 60.0
+
+
+class Gate:
+    """Counts the connections that are open."""
+
+    def __init__(self, bounds: Bounds, metrics: Metrics, is_trusted: Callable[[str], bool]) -> None:
+        self.bounds = bounds
+        self.metrics = metrics
+        self._is_trusted = is_trusted
+        self._open = 0
+        self._by_network: dict[str, int] = {}
+
+    def enter(self, address: str) -> bool:
+        """Count one more, if there is a place for it."""
+        if self._open >= self.bounds.connections:
+            self.metrics.http_refusals.inc("connections")
+            return False
+        if not self._is_trusted(address):
+            network = network_of(address)
+            count = self._by_network.get(network, 0)
+            if count >= self.bounds.connections_per_address:
+                self.metrics.http_refusals.inc("connections-of-address")
+                return False
+            self._by_network[network] = count + 1
+        self._open += 1
+        self.metrics.http_connections.set(self._open)
+        return True
+
+    def leave(self, address: str) -> None:
+        """One that had entered is gone."""
+        self._open -= 1
+        self.metrics.http_connections.set(self._open)
+        if not self._is_trusted(address):
+            network = network_of(address)
+            count = self._by_network.get(network, 0) - 1
+            if count > 0:
+                self._by_network[network] = count
+            else:
+                self._by_network.pop(network, None)
+
+
+class Connection(RequestHandler):
+    """aiohttp's connection, within bounds."""
+
+    __slots__ = ("_address", "_deadline", "_entered", "_gate", "_head_bytes", "_unread")
+
+    def __init__(self, server: web.Server, gate: Gate, **options: Any) -> None:
+        super().__init__(server, keepalive_timeout=gate.bounds.idle_seconds, max_headers=gate.bounds.head_fields, **options)
+        self._gate = gate
+        self._address = ""
+        self._entered = False
+        self._deadline: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        peer = transport.get_extra_info("peername")
+        self._address = peer[0] if isinstance(peer, tuple) else ""
+        self._entered = self._gate.enter(self._address)
+        if not self._entered:
+            self._force_close = True
+            cast(asyncio.Transport, transport).write(spelled(errors.TooManyConnections(retry_after=1.0)))
+            transport.close()
+            return
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._entered:
+            self._entered = False
+            self._gate.leave(self._address)
+        for timer in (self._deadline, self._unread):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count != before:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+        elif self._deadline is not None or (self._waiter is not None and not self._waiter.done()):
+            if self._deadline is None:
+                self._await_head()
+            self._head_bytes += len(data)
+            if self._head_bytes > self._gate.bounds.head_bytes:
+                self._give_up("head-size", errors.HeadTooLarge())
+
+    def _await_head(self) -> None:
+        self._head_bytes = 0
+        self._deadline = self._loop.call_later(self._gate.bounds.head_seconds, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        # A connection that never said anything is closed without a word, as an idle one is.
+        self._give_up("head-late", errors.HeadTimeout() if self._head_bytes else None)
+
+    def _give_up(self, reason: str, error: errors.BrokerError | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self.transport is None:
+            return
+        self._gate.metrics.http_refusals.inc(reason)
+        transport = self.transport
+        if error is None or not transport.can_write_eof():
+            self.force_close()
+            return
+        # Closed at once, with more of the client's bytes on their way, the connection would be reset before the answer is read.
+        self._force_close = True
+        if self._waiter is not None:
+            self._waiter.cancel()
+        transport.write(spelled(error))
+        transport.write_eof()
+        self._unread = self._loop.call_later(LINGER_SECONDS, transport.abort)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread is None and self.transport is not None:
+            self._unread = self._loop.call_later(self._gate.bounds.answer_seconds, self._abort, self.transport)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def force_close(self) -> None:
+        transport = self.transport
+        super().force_close()
+        if transport is not None and self._unread is None and transport.get_write_buffer_size():
+            self._unread = self._loop.call_later(self._gate.bounds.answer_seconds, self._abort, transport)
+
+    def _abort(self, transport: asyncio.Transport) -> None:
+        self._gate.metrics.http_refusals.inc("answer-unread")
+        transport.abort()
+
+
+def spelled(error: errors.BrokerError) -> bytes:
+    """A problem as the whole answer of a connection that ends with it."""
+    status, body, fields = problem.render(error)
+    return reply.head(status, fields, body, False, False) + body
+
+
+def allow_files(wanted: int) -> int:
+    """Let this process open files for so many connections, as far as it may: how many connections it has files for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + FILES_APART
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    possible = wanted if soft == resource.RLIM_INFINITY else min(wanted, max(1, soft - FILES_APART))
+    if possible < wanted:
+        _log.warning("too few open files are allowed for http.max_connections", connections=possible, run=f"ulimit -n {needed}")
+    return possible

@@ -1,0 +1,176 @@
+"""What a connection may take: slow and endless heads, too many connections, answers that nobody reads, tokens by the thousand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from broker.web import listen
+from tests.parts.broker import Api, RunningBroker, broker_on
+
+SHORT = listen.Bounds(head_seconds=0.5, idle_seconds=1.5, answer_seconds=0.5)
+ASK = b"GET /v1 HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture
+async def hasty(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningBroker]:
+    """A broker that waits for nobody, and has few places."""
+
+    class Short(listen.Gate):
+        def __init__(self, bounds: listen.Bounds, *rest: object) -> None:
+            super().__init__(
+                listen.Bounds(bounds.connections, bounds.connections_per_address, SHORT.head_seconds, idle_seconds=SHORT.idle_seconds,
+                              answer_seconds=SHORT.answer_seconds),
+                *rest,  # type: ignore[arg-type]
+            )  # fmt: skip
+
+    monkeypatch.setattr(listen, "Gate", Short)
+    async with broker_on(database, tmp_path, {"http": {"max_connections": 8, "max_connections_per_address": 6}}) as broker:
+        yield broker
+
+
+@contextlib.asynccontextmanager
+async def connected(broker: RunningBroker, source: str = "127.0.0.1") -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    host, port = broker.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), local_addr=(source, 0))
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def rest(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the broker closes."""
+    with contextlib.suppress(ConnectionError):
+        return await asyncio.wait_for(reader.read(), 20)
+    return b""
+
+
+async def counted(broker: RunningBroker, line: str) -> float:
+    async with aiohttp.ClientSession() as session, session.get(f"{broker.metrics_url}/metrics") as response:
+        found = [text for text in (await response.text()).splitlines() if text.startswith(line)]
+    return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+
+async def drip(writer: asyncio.StreamWriter, data: bytes) -> None:
+    with contextlib.suppress(ConnectionError):
+        for byte in data:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("before", [b"", ASK])
+async def test_a_head_that_never_ends_is_given_up(hasty: RunningBroker, before: bytes) -> None:
+    """Slowloris: however steadily bytes come, and also on a connection that has brought a request."""
+    async with connected(hasty) as (reader, writer):
+        if before:
+            writer.write(before)
+            assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).startswith(b"HTTP/1.1 200 ")
+        dripping = asyncio.create_task(drip(writer, b"GET /v1 HTTP/1.1\r\n" + b"X-Y: z\r\n" * 1000))
+        answer = await rest(reader)
+        dripping.cancel()
+    assert b"HTTP/1.1 408 Request Timeout\r\n" in answer
+    assert b"/problems/head-timeout" in answer
+    assert await counted(hasty, 'broker_http_refusals_total{reason="head-late"}') == 1
+
+
+async def test_a_connection_that_says_nothing_is_closed_without_a_word(hasty: RunningBroker) -> None:
+    async with connected(hasty) as (reader, _):
+        assert await rest(reader) == b""
+
+
+async def test_a_request_in_pieces_and_many_on_one_connection_are_answered(hasty: RunningBroker) -> None:
+    async with connected(hasty) as (reader, writer):
+        for _ in range(5):
+            for piece in (ASK[:7], ASK[7:-1], ASK[-1:]):
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+            assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).lstrip(b"\r\n").startswith(b"HTTP/1.1 200 ")
+            await asyncio.sleep(SHORT.head_seconds * 1.2)  # idle is not late
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"".join(b"X-%d: y\r\n" % number for number in range(98)), b"200"),  # and Host and the terminator's place: 100
+        (b"".join(b"X-%d: y\r\n" % number for number in range(101)), b"431"),
+        (b"X: " + b"y" * 8000 + b"\r\n", b"200"),
+        (b"X: " + b"y" * 8200 + b"\r\n", b"431"),
+        (b"".join(b"X-%d: %s\r\n" % (number, b"y" * 4000) for number in range(20)), b"431"),
+    ],
+)
+async def test_a_head_has_a_largest_size(hasty: RunningBroker, head: bytes, status: bytes) -> None:
+    async with connected(hasty) as (reader, writer):
+        with contextlib.suppress(ConnectionError):
+            for piece in (b"GET /v1 HTTP/1.1\r\nHost: x\r\n", *(head[at : at + 4096] for at in range(0, len(head), 4096)), b"\r\n"):
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.005)
+        answer = await asyncio.wait_for(reader.readuntil(b"}"), 20)
+        assert answer.split()[1] == status
+        assert status == b"200" or (b"/problems/head-too-large" in answer and await rest(reader) == b"")
+
+
+async def test_connections_are_counted_by_address_and_in_all(hasty: RunningBroker) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        kept = [await stack.enter_async_context(connected(hasty)) for _ in range(6)]
+        for reader, writer in kept:
+            writer.write(ASK)
+            assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).startswith(b"HTTP/1.1 200 ")
+        async with connected(hasty) as (reader, _):
+            answer = await rest(reader)
+            assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert b"/problems/too-many-connections" in answer
+        others = [await stack.enter_async_context(connected(hasty, "127.0.0.2")) for _ in range(2)]
+        for reader, writer in others:
+            writer.write(ASK)
+            assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).startswith(b"HTTP/1.1 200 ")
+        async with connected(hasty, "127.0.0.3") as (reader, _):
+            assert (await rest(reader)).startswith(b"HTTP/1.1 503 ")
+        assert await counted(hasty, "broker_http_connections ") == 8
+        assert await counted(hasty, 'broker_http_refusals_total{reason="connections-of-address"}') == 1
+        assert await counted(hasty, 'broker_http_refusals_total{reason="connections"}') == 1
+    while await counted(hasty, "broker_http_connections "):  # all places are free again
+        await asyncio.sleep(0.05)
+    async with connected(hasty) as (reader, writer):
+        writer.write(ASK)
+        assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_who_does_not_read_its_answers_is_hung_up_on(hasty: RunningBroker) -> None:
+    async with connected(hasty) as (reader, writer):
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            while not await counted(hasty, 'broker_http_refusals_total{reason="answer-unread"}'):
+                writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+                async with asyncio.timeout(0.2):
+                    await writer.drain()
+        while not await counted(hasty, 'broker_http_refusals_total{reason="answer-unread"}'):
+            await asyncio.sleep(0.05)
+
+
+async def test_tokens_by_the_thousand_are_not_looked_at(database: str, tmp_path: Path, session: aiohttp.ClientSession) -> None:
+    """Also when each looks right: good ones that are known go on, and what stands behind a proxy is told apart."""
+    settings = {"auth": {"refusals_per_minute": 10}, "http": {"trusted_proxies": ["127.0.0.0/8"]}}
+    async with broker_on(database, tmp_path, settings) as broker:
+        good, renewed = broker.token(), broker.token(ttl=100)
+        api = Api(broker.url, session, good)
+        mine = api.as_(good, X_Forwarded_For="192.0.2.1")
+        assert (await mine.get("/v1/images")).status == 200
+        bad = [f"{broker.token(subject='mallory', ttl=200 + number)[:-6]}AAAAAA" for number in range(30)]
+        replies = [await api.as_(token, X_Forwarded_For="192.0.2.1").get("/v1/images") for token in bad]
+        assert [reply.status for reply in replies[:10]] == [401] * 10
+        assert {reply.status for reply in replies[15:]} == {429}
+        assert replies[-1].body["type"] == "/problems/too-many-refusals"
+        assert int(replies[-1].headers["Retry-After"]) >= 1
+        assert (await mine.get("/v1/images")).status == 200
+        assert (await api.as_(renewed, X_Forwarded_For="192.0.2.1").get("/v1/images")).status == 200, "the same subject"
+        assert (await api.as_(bad[0], X_Forwarded_For="192.0.2.2").get("/v1/images")).status == 401
+        assert await counted(broker, 'broker_tokens_unchecked_total{reason="address"}') >= 15
