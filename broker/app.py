@@ -46,6 +46,7 @@ from broker.web.keystone import Keystone
 from broker.web.keystone_tokens import KeystoneTokens
 from broker.web.limits import Rate, Refusals
 from broker.web.routes import Api, ApiServer, Router
+from broker.web.tls import HANDSHAKE_SECONDS, Certificate
 
 STOP_SECONDS = 5.0
 """Requests under way have so long to end when the broker is stopped."""
@@ -64,12 +65,13 @@ _Numbers = TypeVar("_Numbers", rank.Policy, admit.Policy, Policy)
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """A running broker. `listens` and `metrics_listens` are ``None`` where it does not listen."""
+    """A running broker. `listens` and `metrics_listens` are ``None`` where it does not listen, `certificate` without TLS."""
 
     context: Context
     credentials: Credentials
     listens: Address | None
     metrics_listens: Address | None
+    certificate: Certificate | None = None
 
 
 @asynccontextmanager
@@ -84,6 +86,7 @@ async def running(
     policy = build_policy(settings.policy)
     opened = opened or Opened()
     router = Router(HANDLERS) if api else None
+    certificate = Certificate(*settings.http.tls) if api and settings.http.tls is not None else None
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(database_url(settings))
         await prepare_schema(settings, url)
@@ -133,8 +136,10 @@ async def running(
                 context, router, authenticator, finder, refusals, body_limit_bytes=settings.http.body_limit_bytes, keystone=keystone
             )
             server = ApiServer(answering, listen.Gate(bounds, counted, finder.is_trusted))
-            listens = await _listen(stack, server, settings.http.listen, settings.http.reuse_port, opened.api)
-        yield Broker(context, known, listens, metrics_listens)
+            if certificate is not None:
+                stack.push_async_callback(_end, [asyncio.create_task(certificate.watch())])
+            listens = await _listen(stack, server, settings.http.listen, settings.http.reuse_port, opened.api, certificate)
+        yield Broker(context, known, listens, metrics_listens, certificate)
 
 
 def build_policy(numbers: config.PolicyNumbers) -> Policy:
@@ -321,16 +326,24 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
 
 
 async def _listen(
-    stack: AsyncExitStack, server: Any, address: Address | None, reuse_port: bool, bound: Sequence[socket.socket] = ()
+    stack: AsyncExitStack,
+    server: Any,
+    address: Address | None,
+    reuse_port: bool,
+    bound: Sequence[socket.socket] = (),
+    certificate: Certificate | None = None,
 ) -> Address | None:
     if address is None:
         return None
     make: Callable[[], asyncio.Protocol] = server
     loop = asyncio.get_running_loop()
+    how: dict[str, Any] = {"backlog": 1024}
+    if certificate is not None:
+        how |= {"ssl": certificate.context, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
     if bound:
-        listeners = [await loop.create_server(make, sock=listener, backlog=1024) for listener in bound]
+        listeners = [await loop.create_server(make, sock=listener, **how) for listener in bound]
     else:
-        listeners = [await loop.create_server(make, address.host, address.port, reuse_port=reuse_port or None, backlog=1024)]
+        listeners = [await loop.create_server(make, address.host, address.port, reuse_port=reuse_port or None, **how)]
 
     async def stop() -> None:
         for listener in listeners:

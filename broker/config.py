@@ -63,6 +63,8 @@ class Http:
     reuse_port: bool = False
     max_connections: int = 8192
     max_connections_per_address: int = 1024
+    tls: tuple[Path, Path] | None = None
+    """The files of the certificate and of its key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +223,7 @@ def parse(document: dict[str, Any], *, base: Path | None = None, warnings: tuple
         data_dir=data_dir,
         credentials_dir=place(document["credentials_dir"]) if "credentials_dir" in document else data_dir / "credentials",
         postgres_dir=data_dir / "postgres" if "data_dir" in document else None,
-        http=read(_http, "http"),
+        http=read(lambda section: _http(section, place), "http"),
         database=read(lambda section: _database(section, place), "database"),
         keys=read(lambda section: _keys({**section, "passphrase_file": passphrase}), "keys"),
         auth=read(lambda section: _auth(section, place), "auth"),
@@ -235,7 +237,7 @@ def parse(document: dict[str, Any], *, base: Path | None = None, warnings: tuple
     return settings
 
 
-def _http(section: dict[str, Any]) -> Http:
+def _http(section: dict[str, Any], place: Callable[[str], Path]) -> Http:
     wrong: list[str] = []
     listen = _address(section.get("listen", "127.0.0.1:8080"), "http.listen", wrong)
     host = "127.0.0.1" if listen.host in ("0.0.0.0", "::") else listen.host
@@ -249,16 +251,27 @@ def _http(section: dict[str, Any]) -> Http:
             networks.append(ipaddress.ip_network(text))
         except ValueError as error:
             wrong.append(f"http.trusted_proxies.{index}: {error}")
+    tls = None
+    if "tls_certificate" in section and "tls_key" in section:
+        tls = place(section["tls_certificate"]), place(section["tls_key"])
+    elif "tls_certificate" in section:
+        wrong.append("http.tls_key: needed with http.tls_certificate")
+    elif "tls_key" in section:
+        wrong.append("http.tls_certificate: needed with http.tls_key")
+    public_url = section.get("public_url", f"{'https' if tls else 'http'}://{Address(host, listen.port)}")
+    if tls and not public_url.startswith("https://"):
+        wrong.append("http.public_url: must begin with https:// when http.tls_certificate is set")
     _refuse(wrong)
     return Http(
         listen=listen,
-        public_url=section.get("public_url", f"http://{Address(host, listen.port)}"),
+        public_url=public_url,
         metrics_listen=metrics_listen,
         body_limit_bytes=section.get("body_limit_bytes", 8 << 20),
         trusted_proxies=tuple(networks),
         reuse_port=section.get("reuse_port", False),
         max_connections=section.get("max_connections", 8192),
         max_connections_per_address=section.get("max_connections_per_address", 1024),
+        tls=tls,
     )
 
 

@@ -166,6 +166,8 @@ async def _serve(settings: config.Settings, credentials: Credentials, only: str 
     async with app.running(
         settings, api=only != "jobs", with_jobs=only != "api", credentials=credentials, opened=opened
     ) as broker:  # fmt: skip
+        if broker.certificate is not None:
+            loop.add_signal_handler(signal.SIGHUP, broker.certificate.reload)
         _log.info(
             "ready", api=str(broker.listens or "none"), metrics=str(broker.metrics_listens or "none"), issuer=settings.http.public_url
         )

@@ -71,11 +71,13 @@ class Broker:
         self.patience = patience
         who = settings.find_authorization(token, token_file)
         self._headers = {"X-Client-Instance": settings.instance(), "Accept": "application/json", **who}
+        self._trust = settings.trust()
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS, connect=10)
-        self._session = aiohttp.ClientSession(timeout=timeout, headers=self._headers)
+        connector = aiohttp.TCPConnector(ssl=self._trust)
+        self._session = aiohttp.ClientSession(timeout=timeout, headers=self._headers, connector=connector)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -6,6 +6,7 @@ BROKER_TOKEN          the bearer token
 OS_TOKEN              a token of OpenStack Keystone, when there is no BROKER_TOKEN; after both comes a bearer token in the
                       file ``~/.config/transfer-broker/token``
 BROKER_INSTANCE       names this machine to the broker; the host name when unset
+BROKER_CA_FILE        certificates of authorities to be believed besides the system's, for broker and stores
 ====================  =========================================================================
 """
 
@@ -14,6 +15,8 @@ from __future__ import annotations
 import os
 import re
 import socket
+import ssl
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -75,6 +78,22 @@ def _checked(token: str, where: str, maker: str = "broker token create") -> str:
     if re.fullmatch(r"[!-~]+", token) is None:
         raise WrongSetting(f"{where} holds no bearer token", f"make one with: {maker}")
     return token
+
+
+def trust() -> ssl.SSLContext:
+    """Whose certificates are believed, those of the broker and of stores. Raises `WrongSetting` when BROKER_CA_FILE cannot be used."""
+    return _trust(os.environ.get("BROKER_CA_FILE", ""))
+
+
+@lru_cache(maxsize=4)
+def _trust(file: str) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if file:
+        try:
+            context.load_verify_locations(file)
+        except OSError as error:  # an SSLError too
+            raise WrongSetting(f"BROKER_CA_FILE: {file}: {error.strerror or 'no PEM of certificates'}", "name a PEM file") from None
+    return context
 
 
 def instance() -> str:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import urlsplit
 
+from broker.client import settings
+
 CONNECT_SECONDS = 10.0
 BLOCK = 1 << 20
 """Bytes read or written at a time."""
@@ -73,9 +75,7 @@ class Wire:
         self.close()
         connection: http.client.HTTPConnection
         if parts.scheme == "https":
-            connection = http.client.HTTPSConnection(
-                parts.hostname, parts.port, timeout=CONNECT_SECONDS, context=ssl.create_default_context()
-            )
+            connection = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=CONNECT_SECONDS, context=settings.trust())
         else:
             connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=CONNECT_SECONDS)
         try:

@@ -28,6 +28,7 @@ from broker.model import Role
 from broker.service import keys
 from broker.service.context import Context
 from broker.web import contract
+from tests.parts.authority import Authority
 from tests.parts.process import answers, find_program, free_ports, running
 
 PROJECT = "demo"
@@ -221,18 +222,25 @@ def serve(
     public_url: str | None = None,
     host: str = "127.0.0.1",
     options: Sequence[str] = (),
+    authority: Authority | None = None,
 ) -> Iterator[BrokerProcess]:
     """`broker serve` on the database with this URL, keeping its files in `place`. `settings` is more TOML. Killed at the end.
 
+    With an `authority` the API has a certificate of it.
     A second one with the same `place` and `port` is a restart; several with the same `place` and `public_url` belong together.
     """
     api_port, metrics_port = free_ports(2)
     api_port = port or api_port
     place.mkdir(parents=True, exist_ok=True)
     file = place / f"broker-{metrics_port}.toml"
+    url, secured = f"http://{host}:{api_port}", ""
+    if authority is not None:
+        certificate, key = place / f"broker-{metrics_port}.pem", place / f"broker-{metrics_port}.key"
+        authority.issue(certificate, key)
+        url, secured = f"https://{host}:{api_port}", f'tls_certificate = "{certificate}"\ntls_key = "{key}"\n'
     file.write_text(
         f'data_dir = "{place / "data"}"\n[http]\nlisten = "{host}:{api_port}"\nmetrics_listen = "127.0.0.1:{metrics_port}"\n'
-        f'public_url = "{public_url or f"http://{host}:{api_port}"}"\n'
+        f'public_url = "{public_url or url}"\n{secured}'
         f'[database]\nurl = "{database}"\nmigrate = "auto"\n{settings}'
     )
     file.chmod(0o600)
@@ -241,12 +249,12 @@ def serve(
     arguments = [program, "serve", "--config", str(file), *(["--only", only] if only else []), *options]
     with running(arguments, log=log, ready=lambda: answers(f"http://127.0.0.1:{metrics_port}/healthz")) as process:
         if only != "jobs":
-            _wait_for_api(f"http://{host}:{api_port}/v1")
-        yield BrokerProcess(f"http://{host}:{api_port}", f"http://127.0.0.1:{metrics_port}", process.pid, file, database, log)
+            _wait_for_api(f"{url}/v1", authority.file if authority is not None else None)
+        yield BrokerProcess(url, f"http://127.0.0.1:{metrics_port}", process.pid, file, database, log)
 
 
-def _wait_for_api(url: str) -> None:
+def _wait_for_api(url: str, authority: Path | None) -> None:
     end = time.monotonic() + 30
-    while not answers(url):
+    while not answers(url, authority=authority):
         assert time.monotonic() < end, f"{url} does not answer"
         time.sleep(0.02)

@@ -110,13 +110,19 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def answers(url: str, statuses: Sequence[int] = (200,), method: str = "GET", headers: Mapping[str, str] | None = None) -> bool:
-    """Whether `url` answers with one of `statuses`."""
+def answers(
+    url: str, statuses: Sequence[int] = (200,), method: str = "GET", headers: Mapping[str, str] | None = None, authority: Path | None = None
+) -> bool:
+    """Whether `url` answers with one of `statuses`. `authority` signed its certificate."""
+    import ssl
     import urllib.error
     import urllib.request
 
     request = urllib.request.Request(url, method=method, headers=dict(headers or {}))
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}),
+        urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=None if authority is None else str(authority))),
+    )
     try:
         with opener.open(request, timeout=5) as response:
             return response.status in statuses
