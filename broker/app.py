@@ -37,7 +37,7 @@ from broker.service import jobs, keys
 from broker.service.context import Context, Policy
 from broker.service.memory import Memory
 from broker.sign.rotation import Terms
-from broker.stores import base, exchange, probe, registry
+from broker.stores import base, exchange, probe, reach, registry
 from broker.web import listen
 from broker.web.auth import Authenticator
 from broker.web.client import ClientFinder
@@ -93,19 +93,20 @@ async def running(
         pool = await _open_pool(stack, settings, url)
         counted = metrics.create(__version__)
         keyring = await load_keys(settings, pool, policy, opened.passphrase)
-        session = await stack.enter_async_context(_session(counted))
+        outside, inside = [await stack.enter_async_context(store_session(counted, internal=internal)) for internal in (False, True)]
         known = credentials or Credentials(settings.credentials_dir)
         own_keys = partial(_published_now, keyring)
-        authenticator = Authenticator(settings.auth, settings.http.public_url, own_keys, session, counted)
-        keystone = _keystone(stack, settings.auth.keystone, known, session, counted)
+        authenticator = Authenticator(settings.auth, settings.http.public_url, own_keys, inside, outside, counted)
+        keystone = _keystone(stack, settings.auth.keystone, known, inside, counted)
 
         def open_store(store: Store) -> base.Store:
             try:
-                return registry.open_store(store, known, keyring.signer, session)
+                return registry.open_store(store, known, keyring.signer, inside if store.internal else outside)
             except errors.Invalid as error:
                 raise errors.StoreUnavailable(error.detail) from None
 
         async def try_store(store: Store) -> probe.Probed:
+            session = inside if store.internal else outside
             return await probe.probe(registry.open_store(store, known, keyring.signer, session), store, session, time.time())
 
         async def take_over_keys() -> None:
@@ -301,12 +302,17 @@ def _keystone(
     return tokens
 
 
-def _session(counted: metrics.Metrics) -> aiohttp.ClientSession:
-    """For stores and issuers. No cookies, no proxies of the environment: the broker talks to registered endpoints only (invariant 9)."""
+def store_session(counted: metrics.Metrics, *, internal: bool) -> aiohttp.ClientSession:
+    """For stores, issuers and Keystone. No cookies, no proxies of the environment: the broker talks to registered endpoints only.
+
+    Nothing is unpacked, so that a small answer cannot become a large one; heads of answers are bounded by the library.
+    """
     return aiohttp.ClientSession(
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
-        connector=aiohttp.TCPConnector(limit=200),
+        connector=reach.connector(internal=internal),
+        headers={"Accept-Encoding": "identity"},
+        auto_decompress=False,
         trace_configs=[exchange.tracing(counted)],
     )
 

@@ -243,8 +243,9 @@ class Store:
     """A registered endpoint that verifies signatures.
 
     `endpoint` is the name that clients use and signatures are made for, `internal_endpoint` the one that the broker
-    itself uses (the same by default). `settings` depend on the kind (README, "Connect a store"). `credential` names an
-    entry of the broker's credentials; the secret itself is never in the catalogue.
+    itself uses (the same by default). `internal` lets the broker open addresses inside its own network for it. `settings`
+    depend on the kind (README, "Connect a store"). `credential` names an entry of the broker's credentials; the secret itself is
+    never in the catalogue.
     """
 
     id: int
@@ -253,6 +254,7 @@ class Store:
     site: str
     endpoint: str
     internal_endpoint: str | None = None
+    internal: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     credential: str | None = None
     exposure: Exposure = Exposure.PUBLIC

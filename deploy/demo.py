@@ -184,8 +184,22 @@ def _house(place: Path, port: int | None) -> Iterator[House]:
         house.run("site", "add", "eu/az1", "--description", "this machine is here", "--network", "127.0.0.0/8")
         house.run("site", "add", "eu/az2")
         settings = ("--setting", f"bucket={s3.bucket}", "--setting", f"region={s3.region}")
-        house.run("store", "add", NEAR, "--kind", "s3", "--site", "eu/az1", "--endpoint", s3.endpoint, "--credential", NEAR, *settings)
-        house.run("store", "add", FAR, "--kind", "http", "--site", "eu/az2", "--endpoint", disk_url)
+        house.run(
+            "store",
+            "add",
+            NEAR,
+            "--kind",
+            "s3",
+            "--site",
+            "eu/az1",
+            "--internal",
+            "--endpoint",
+            s3.endpoint,
+            "--credential",
+            NEAR,
+            *settings,
+        )
+        house.run("store", "add", FAR, "--kind", "http", "--site", "eu/az2", "--endpoint", disk_url, "--internal")
         yield house
 
 

@@ -31,8 +31,9 @@ class StoreRecord:
 
 
 _SELECT = """
-SELECT s.id, s.name, s.kind, s.site, s.endpoint, s.internal_endpoint, s.settings, s.credential, s.exposure, s.enabled, s.writable,
-       s.cost, s.read_bandwidth, s.write_bandwidth, s.abilities, s.probe, extract(epoch FROM s.probed_at)::float8 AS probed_at, s.version,
+SELECT s.id, s.name, s.kind, s.site, s.endpoint, s.internal_endpoint, s.internal, s.settings, s.credential, s.exposure, s.enabled,
+       s.writable, s.cost, s.read_bandwidth, s.write_bandwidth, s.abilities, s.probe,
+       extract(epoch FROM s.probed_at)::float8 AS probed_at, s.version,
        r.slots AS read_slots, r.leased AS leased_read, w.slots AS write_slots, w.leased AS leased_write,
        p.capacity, p.taken
 FROM stores s
@@ -50,6 +51,7 @@ def _record(row: Any) -> StoreRecord:
         site=row["site"],
         endpoint=row["endpoint"],
         internal_endpoint=row["internal_endpoint"],
+        internal=row["internal"],
         settings=row["settings"],
         credential=row["credential"],
         exposure=Exposure(row["exposure"]),
@@ -106,9 +108,9 @@ async def page(
 
 
 _INSERT = """
-INSERT INTO stores (name, kind, site, endpoint, internal_endpoint, settings, credential, exposure, enabled, writable, cost,
+INSERT INTO stores (name, kind, site, endpoint, internal_endpoint, internal, settings, credential, exposure, enabled, writable, cost,
                     read_bandwidth, write_bandwidth, abilities, probe, probed_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, CASE WHEN $16 THEN now() END)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, CASE WHEN $17 THEN now() END)
 RETURNING id
 """
 
@@ -135,8 +137,8 @@ async def insert(db: Any, store: Store, probe: Sequence[Mapping[str, str]], *, p
 
 
 _UPDATE = """
-UPDATE stores SET site = $3, endpoint = $4, internal_endpoint = $5, settings = $6, credential = $7, exposure = $8, enabled = $9,
-       writable = $10, cost = $11, read_bandwidth = $12, write_bandwidth = $13, version = version + 1, updated_at = now()
+UPDATE stores SET site = $3, endpoint = $4, internal_endpoint = $5, internal = $6, settings = $7, credential = $8, exposure = $9,
+       enabled = $10, writable = $11, cost = $12, read_bandwidth = $13, write_bandwidth = $14, version = version + 1, updated_at = now()
 WHERE id = $1 AND ($2::int IS NULL OR version = $2) RETURNING id
 """
 
@@ -222,6 +224,7 @@ def _columns(store: Store) -> tuple[Any, ...]:
         store.site,
         store.endpoint,
         store.internal_endpoint,
+        store.internal,
         dict(store.settings),
         store.credential,
         store.exposure.value,

@@ -40,6 +40,9 @@ def _fields(function: Command) -> Command:
     for option in reversed(
         (
             click.option("--internal-endpoint", help="The same store as the broker reaches it; none: the same address."),
+            click.option(
+                "--internal/--external", default=None, help="Whether the broker may open private and loopback addresses for it."
+            ),
             click.option("--setting", "settings", multiple=True, metavar="NAME=VALUE", help=_SETTINGS),
             click.option("--credential", help="Name of an entry in the broker's credentials directory; none: no credential."),
             click.option("--exposure", type=click.Choice(["public", "service"]), help="Who may learn that it exists."),

@@ -23,9 +23,10 @@ from broker.service.instants import instant
 from broker.service.listing import Versioned, limit_of, render_page
 from broker.service.sites import reload, require_admin
 from broker.stores.probe import Probed
+from broker.stores.reach import AddressRefused
 from broker.stores.settings import same_place
 
-_OPENED_WITH = ("endpoint", "internal_endpoint", "settings", "credential")
+_OPENED_WITH = ("endpoint", "internal_endpoint", "internal", "settings", "credential")
 
 
 async def list_stores(context: Context, client: Client, query: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,8 +168,12 @@ async def _require_own_place(context: Context, store: Store) -> None:
 
 
 async def _probe(context: Context, store: Store) -> Probed:
-    """What the store enforces. Raises `Conflict` when it refuses to be written although it is registered for that."""
-    probed = await context.probe(store)
+    """What the store enforces. Raises `Conflict` when it refuses to be written although it is registered for that, and `Invalid` when
+    its address is none that the broker opens for it."""
+    try:
+        probed = await context.probe(store)
+    except AddressRefused as error:
+        raise error.as_invalid() from None
     if store.writable and not probed.abilities.writes:
         seen = next((step.detail for step in probed.steps if step.name == "writing"), "it refused")
         raise errors.Conflict(
@@ -201,6 +206,7 @@ def _render(client: Client, record: StoreRecord) -> dict[str, Any]:
         return shown
     return shown | {
         "internal_endpoint": store.internal_endpoint,
+        "internal": store.internal,
         "settings": dict(store.settings),
         "credential": store.credential,
         "read_slots": store.read_slots,

@@ -1,7 +1,7 @@
 """One request of the broker's own to a store, bounded in every way.
 
-Rules: no redirect is followed; an answer has `MAX_ANSWER` bytes at most and so many seconds; only connection errors of
-requests that change nothing are tried again; no error text holds a URL, a header or what the store wrote, since any of them
+Rules: no redirect is followed; an answer has `MAX_ANSWER` bytes at most and so many seconds, and is never unpacked; only connection
+errors of requests that change nothing are tried again; no error text holds a URL, a header or what the store wrote, since any of them
 may hold a signature.
 """
 
@@ -21,6 +21,7 @@ from yarl import URL
 
 from broker.errors import StoreUnavailable
 from broker.metrics import Metrics
+from broker.stores.reach import AddressRefused, refusal
 
 CONNECT_SECONDS = 3.0
 TOTAL_SECONDS = 15.0
@@ -83,13 +84,15 @@ class Exchange:
         attempts = _ATTEMPTS if repeatable else 1
         try:
             async for attempt in stamina.retry_context(
-                on=aiohttp.ClientConnectionError, attempts=attempts, wait_initial=0.1, wait_jitter=0.1, wait_max=0.5, timeout=None
+                on=_is_passing, attempts=attempts, wait_initial=0.1, wait_jitter=0.1, wait_max=0.5, timeout=None
             ):
                 with attempt:
                     return await self._once(method, url, headers, body, seconds)
         except TimeoutError:
             raise StoreUnavailable(f"store {self._store} did not answer in time") from None
         except (aiohttp.ClientError, ValueError, OSError) as error:
+            if (forbidden := refusal(error)) is not None:
+                raise AddressRefused(self._store, forbidden) from None
             # The class alone: texts of these errors may quote the URL.
             raise StoreUnavailable(f"store {self._store} cannot be reached ({type(error).__name__})") from None
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -113,6 +116,10 @@ class Exchange:
                 if len(content) > MAX_ANSWER:
                     raise self.nonsense(f"more than {MAX_ANSWER} bytes")
             return Answer(response.status, response.headers, bytes(content))
+
+
+def _is_passing(error: Exception) -> bool:
+    return isinstance(error, aiohttp.ClientConnectionError) and refusal(error) is None
 
 
 class _Traced(NamedTuple):

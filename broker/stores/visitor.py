@@ -18,6 +18,7 @@ from broker import model
 from broker.errors import StoreUnavailable
 from broker.model import Handle
 from broker.stores.exchange import CONNECT_SECONDS, TOTAL_SECONDS
+from broker.stores.reach import AddressRefused, refusal
 
 MAX_BODY = 16 << 20
 
@@ -90,7 +91,10 @@ class Visitor:
                     if len(content) > MAX_BODY:
                         raise StoreUnavailable(f"store {self.store} answers without end")
                 return Reply(response.status, bytes(content))
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            forbidden = refusal(error)
+            if forbidden is not None and (self._internal is None or self._through_internal):
+                raise AddressRefused(self.store, forbidden) from None
             return Reply(0, unreachable=True)
         except TimeoutError:
             raise StoreUnavailable(f"store {self.store} did not answer in time") from None

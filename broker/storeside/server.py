@@ -248,6 +248,7 @@ def main(
     enforced as the token says. The server keeps its own files in ROOT/.broker, which no request reaches.
 
     Register it at the broker: broker store add NAME --kind http --endpoint http://HOST:PORT
+    (and --internal, when that is a private address)
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:

@@ -5,6 +5,8 @@ Rules
 - The issuer is looked up first and decides the keys; nothing of a token is believed before its signature was checked.
 - Only asymmetric algorithms, and only the one that fits the key: ``none`` and HMAC with a public key have no door.
 - ``exp`` is required; ``exp``, ``nbf`` and ``iat`` are stretched by `leeway_seconds` (30 by default) for clocks that differ.
+- An issuer is named by the operator, so its host may be inside the network; where its discovery document points to another host
+  than its own, only public addresses are opened.
 - An issuer's keys are fetched (no redirects, bounded in time and size, nothing unpacked), again for an unknown ``kid``, but not
   within 10 s of the last attempt, so that tokens with invented ones cause no load. What the issuer says counts: a set without
   a key withdraws it. After an hour known keys are fetched anew while they serve on; if that cannot be done for a day, they no
@@ -20,6 +22,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import jwt
@@ -65,10 +68,17 @@ class IssuerKeys:
     """The published keys of one OIDC issuer."""
 
     def __init__(
-        self, issuer: config.Issuer, session: aiohttp.ClientSession, clock: Callable[[], float] = time.monotonic, *, refetch_seconds: float
+        self,
+        issuer: config.Issuer,
+        session: aiohttp.ClientSession,
+        outside: aiohttp.ClientSession,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        refetch_seconds: float,
     ) -> None:
         self._issuer = issuer
         self._session = session
+        self._outside = outside
         self._clock = clock
         self._refetch_seconds = refetch_seconds
         self._keys: list[Jwk] = []
@@ -121,22 +131,24 @@ class IssuerKeys:
                 raise KeysUnavailable("they could not be fetched")
 
     async def _fetch(self) -> list[Jwk]:
-        url = self._issuer.jwks_url
+        url, session = self._issuer.jwks_url, self._session
         if url is None:
-            discovered = await self._get(self._issuer.issuer.rstrip("/") + "/.well-known/openid-configuration")
+            discovered = await self._get(session, self._issuer.issuer.rstrip("/") + "/.well-known/openid-configuration")
             if discovered.get("issuer") != self._issuer.issuer:  # OpenID Connect Discovery 1.0, section 4.3
                 raise KeysUnavailable("the discovery document names another issuer")
             url = discovered.get("jwks_uri")
             if not isinstance(url, str) or not url.startswith(("https://", "http://")):
                 raise KeysUnavailable("the discovery document names no jwks_uri")
-        keys = (await self._get(url)).get("keys")
+            if urlsplit(url).hostname != urlsplit(self._issuer.issuer).hostname:
+                session = self._outside
+        keys = (await self._get(session, url)).get("keys")
         if not isinstance(keys, list):
             raise KeysUnavailable("no JWK Set")
         usable: list[Jwk] = [key for key in keys if isinstance(key, dict) and _is_usable(key)]
         return usable[:MAX_KEYS]
 
-    async def _get(self, url: str) -> dict[str, Any]:
-        async with self._session.get(url, allow_redirects=False, headers=PLAIN_JSON) as response:
+    async def _get(self, session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+        async with session.get(url, allow_redirects=False, headers=PLAIN_JSON) as response:
             if response.status != 200:
                 raise KeysUnavailable(f"status {response.status}")
             content = await read_document(response)
@@ -147,7 +159,7 @@ class IssuerKeys:
 
 
 class Authenticator:
-    """Turns the Authorization header into a `Principal`."""
+    """Turns the Authorization header into a `Principal`. `session` opens addresses inside the network too, `outside` public ones only."""
 
     def __init__(
         self,
@@ -155,6 +167,7 @@ class Authenticator:
         own_issuer: str,
         own_jwks: Callable[[], Mapping[str, Any]],
         session: aiohttp.ClientSession,
+        outside: aiohttp.ClientSession,
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
         *,
@@ -166,7 +179,7 @@ class Authenticator:
         self._metrics = metrics
         self._clock = clock
         self._issuers = {issuer.issuer: issuer for issuer in settings.issuers}
-        self._keys = {issuer.issuer: IssuerKeys(issuer, session, refetch_seconds=refetch_seconds) for issuer in settings.issuers}
+        self._keys = {issuer.issuer: IssuerKeys(issuer, session, outside, refetch_seconds=refetch_seconds) for issuer in settings.issuers}
         self._remembered: OrderedDict[str, Principal] = OrderedDict()
 
     def forget(self) -> None:

@@ -44,7 +44,7 @@ def test_a_gigabyte_costs_the_broker_less_than_a_megabyte(database: str, image: 
                 assert done.returncode == 0, done.stderr.decode()
 
             run("site", "add", "eu/az1")
-            run("store", "add", store.audience, "--kind", "http", "--site", "eu/az1", "--endpoint", store.url)
+            run("store", "add", store.audience, "--kind", "http", "--site", "eu/az1", "--endpoint", store.url, "--internal")
             traffic.check(broker.pid, broker.url, token)
             before, stored = sum(traffic.carried(broker.pid)), sum(traffic.carried(store.pid))
             run("put", image.name, "--name", "large")

@@ -62,8 +62,8 @@ async def _scene(part: S3Part, broker: RunningBroker, session: aiohttp.ClientSes
     admin = Api(broker.url, session, broker.token("admin"))
     ok(await admin.post("/v1/sites", {"path": SITE}), 201)
     store = {
-        "name": "tapped", "kind": "s3", "site": SITE, "endpoint": tap.url, "credential": broker.credential("tapped", part.credential),
-        "settings": {"bucket": part.bucket, "region": part.region}, "write_slots": 4,
+        "name": "tapped", "kind": "s3", "site": SITE, "endpoint": tap.url, "internal": True, "write_slots": 4,
+        "credential": broker.credential("tapped", part.credential), "settings": {"bucket": part.bucket, "region": part.region},
     }  # fmt: skip
     ok(await admin.post("/v1/stores", store), 201)
     return Scene(Api(broker.url, session, broker.token()), admin, tap, broker, session)
@@ -185,7 +185,7 @@ async def test_a_store_in_trouble_is_no_destination_and_not_registered(trouble: 
         assert await db.fetchval(f"SELECT count(*) FROM {table}") == 0, table
     assert await db.fetchval("SELECT sum(taken)::int FROM spaces") == 0
     another = ok(await strong.admin.get("/v1/stores/tapped"))
-    body = {name: another[name] for name in ("kind", "site", "endpoint", "credential", "settings")}
+    body = {name: another[name] for name in ("kind", "site", "endpoint", "internal", "credential", "settings")}
     added = await strong.admin.post("/v1/stores", {"name": "second", **body, "settings": {**body["settings"], "prefix": "second/"}})
     assert (added.status, added.body["type"]) == (503, "/problems/store-unavailable")
     assert (await strong.admin.get("/v1/stores/second")).status == 404
@@ -216,7 +216,7 @@ async def test_only_administrators_name_endpoints(strong: Scene, tmp_path: Path)
         for key in (f"demo/{trap.url}".replace("//", "/"), "demo/x?versionId=1&y#z", "demo/%2e%2e/%2e%2e/x", "demo/@evil:80", "demo/ü ☃"):
             assert (await strong.member.post(path, {"store": "tapped", "key": key})).body["type"] == "/problems/not-uploaded", key
         assert all("demo/" in seen_path for _, seen_path in strong.tap.seen[before:])
-        body = {"name": "mine", "kind": "http", "site": SITE, "endpoint": trap.url}
+        body = {"name": "mine", "kind": "http", "site": SITE, "endpoint": trap.url, "internal": True}
         for role in ("member", "service", "reader"):
             mine = strong.member.as_(strong.broker.token(role, subject=role))
             assert (await mine.post("/v1/stores", body)).status == 403
@@ -225,3 +225,26 @@ async def test_only_administrators_name_endpoints(strong: Scene, tmp_path: Path)
         for endpoint in (f"{trap.url}/x", "file:///etc/passwd", "gopher://x", "http://u:p@127.0.0.1", "http://127.0.0.1?x", "//x"):
             assert (await strong.admin.post("/v1/stores", {**body, "endpoint": endpoint})).status == 400, endpoint
         assert trap.seen == []
+
+
+async def test_addresses_inside_the_network_are_opened_for_stores_that_are_declared_internal_alone(strong: Scene) -> None:
+    """Invariant 9: an administrator's slip is no door either, and the refusal says what to set."""
+    (port,) = free_ports(1)
+    async with tapped(f"http://127.0.0.1:{port}") as trap:
+        body = {"name": "mine", "kind": "http", "site": SITE, "endpoint": trap.url}
+        for there in (trap.url, trap.url.replace("127.0.0.1", "localhost"), trap.url.replace("127.0.0.1", "[::ffff:127.0.0.1]")):
+            for fields in ({"endpoint": there}, {"endpoint": "http://store.example", "internal_endpoint": there}):
+                refused = await strong.admin.post("/v1/stores", {**body, **fields})
+                assert (refused.status, refused.body["field"]) == (400, "internal"), refused.body
+                assert "loopback" in refused.body["detail"]
+                assert "--internal" in refused.body["expected"]
+        for there in ("http://169.254.169.254", "http://[fe80::1]", "http://[::ffff:169.254.169.254]", "http://0.0.0.0"):
+            refused = await strong.admin.post("/v1/stores", {**body, "endpoint": there, "internal": True})
+            assert (refused.status, refused.body["field"]) == (400, "endpoint"), refused.body
+        assert trap.seen == []
+    assert (await strong.admin.get("/v1/stores/mine")).status == 404
+    known = await strong.admin.get("/v1/stores/tapped")
+    assert known.body["internal"] is True
+    refused = await strong.admin.patch("/v1/stores/tapped", {"internal": False}, known.etag)
+    assert (refused.status, refused.body["field"]) == (400, "internal")
+    assert ok(await strong.admin.get("/v1/stores/tapped")) == known.body

@@ -64,10 +64,10 @@ def house(database: str, seaweedfs: S3Part, tmp_path: Path) -> Iterator[House]:
             house.run("site", "add", "eu/az1")
             house.run("site", "add", "eu/az2")
             house.run(
-                "store", "add", "weed", "--kind", "s3", "--site", "eu/az1", "--endpoint", seaweedfs.endpoint, "--credential", "weed",
-                "--setting", f"bucket={seaweedfs.bucket}", "--setting", f"region={seaweedfs.region}",
+                "store", "add", "weed", "--kind", "s3", "--site", "eu/az1", "--internal", "--endpoint", seaweedfs.endpoint,
+                "--credential", "weed", "--setting", f"bucket={seaweedfs.bucket}", "--setting", f"region={seaweedfs.region}",
             )  # fmt: skip
-            house.run("store", "add", "disk-1", "--kind", "http", "--site", "eu/az2", "--endpoint", storeside.url)
+            house.run("store", "add", "disk-1", "--kind", "http", "--site", "eu/az2", "--endpoint", storeside.url, "--internal")
             yield house
 
 

@@ -132,6 +132,7 @@ async def story(house: House, session: aiohttp.ClientSession, refusals: list[str
         "kind": "s3",
         "site": "eu/az1",
         "endpoint": house.weed.endpoint,
+        "internal": True,
         "settings": {"secret_key": house.weed.secret_key},
     }
     assert (await admin.post("/v1/stores", leaked)).status == 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,6 +13,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from broker import app, metrics
 from broker.errors import StoreUnavailable
 from broker.model import PartSeen, Store
 from broker.sign.token import TokenSigner, generate_key
@@ -54,6 +56,7 @@ class Liar:
     def __init__(self) -> None:
         self.behaviour: Callable[[web.Request], Awaitable[web.StreamResponse]] = self.fails
         self.trapped = 0
+        self.packed = b""
         self.seen: list[str] = []
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -90,15 +93,33 @@ class Liar:
     async def html(self, request: web.Request) -> web.StreamResponse:
         return web.Response(text="<html>It works!</html>", content_type="text/html")
 
+    async def drips(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while request.transport is not None and not request.transport.is_closing():
+            await response.write(b"<")
+            await asyncio.sleep(0.02)
+        return response
+
+    async def long_field(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(headers={"X-Long": "x" * (1 << 20)})
+
+    async def many_fields(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(headers={f"X-{number}": "x" for number in range(10_000)})
+
+    async def bomb(self, request: web.Request) -> web.StreamResponse:
+        self.packed = gzip.compress(b"<" * (64 << 20))
+        return web.Response(body=self.packed, headers={"Content-Encoding": "gzip"})
+
     async def laughs(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=BILLION_LAUGHS, content_type="application/xml")
 
 
 @pytest_asyncio.fixture
 async def liar() -> AsyncIterator[tuple[Liar, str]]:
-    app, server = web.Application(), Liar()
-    app.router.add_route("*", "/{path:.*}", server.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    served, server = web.Application(), Liar()
+    served.router.add_route("*", "/{path:.*}", server.handle)
+    runner = web.AppRunner(served, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -144,6 +165,32 @@ async def test_a_hanging_store(
     server.behaviour = server.hangs
     monkeypatch.setattr(exchange, "TOTAL_SECONDS", 0.2)
     await fails_cleanly(OPERATIONS[name], open_at(url, kind, http_session))
+
+
+@pytest_asyncio.fixture
+async def own_session() -> AsyncIterator[aiohttp.ClientSession]:
+    """A session as the broker makes it for internal stores."""
+    async with app.store_session(metrics.create(), internal=True) as session:
+        yield session
+
+
+@pytest.mark.parametrize("kind", ["s3", "swift", "http"])
+@pytest.mark.parametrize("behaviour", ["drips", "long_field", "many_fields", "bomb", "endless", "hangs"])
+async def test_an_answer_is_bounded_in_time_head_and_size(
+    behaviour: str, kind: str, liar: tuple[Liar, str], own_session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when each byte comes in time, and when little is sent that would unpack to much."""
+    server, url = liar
+    server.behaviour = getattr(server, behaviour)
+    monkeypatch.setattr(exchange, "TOTAL_SECONDS", 2.0)
+    await fails_cleanly(OPERATIONS["parts"], open_at(url, kind, own_session))
+
+
+async def test_nothing_is_unpacked(liar: tuple[Liar, str], own_session: aiohttp.ClientSession) -> None:
+    server, url = liar
+    server.behaviour = server.bomb
+    answer = await exchange.Exchange(own_session, "liar").ask("GET", f"{url}/x", {}, expect=(200,))
+    assert answer.body == server.packed
 
 
 @pytest.mark.parametrize("kind", ["s3", "swift", "http"])

@@ -109,9 +109,9 @@ def field(size: int) -> Iterator[Field]:
             environment = {**os.environ, "BROKER_URL": broker.url, "BROKER_TOKEN": broker.token("admin"), "XDG_STATE_HOME": str(place)}
             for arguments in (
                 ["site", "add", "eu/az1"],
-                ["store", "add", "weed", "--kind", "s3", "--site", "eu/az1", "--endpoint", weed.endpoint, "--credential", "weed",
-                 "--setting", f"bucket={weed.bucket}", "--setting", f"region={weed.region}"],
-                ["store", "add", "disk-1", "--kind", "http", "--site", "eu/az1", "--endpoint", disk.url],
+                ["store", "add", "weed", "--kind", "s3", "--site", "eu/az1", "--internal", "--endpoint", weed.endpoint,
+                 "--credential", "weed", "--setting", f"bucket={weed.bucket}", "--setting", f"region={weed.region}"],
+                ["store", "add", "disk-1", "--kind", "http", "--site", "eu/az1", "--endpoint", disk.url, "--internal"],
             ):  # fmt: skip
                 measured([_broker(), *arguments], environment, place)
             source = place / "source"

@@ -106,7 +106,7 @@ def s3_store(brokers: Brokers, part: S3Part, name: str = "weed", **options: Any)
     """What is sent to register an S3 store."""
     return {
         "name": name, "kind": "s3", "site": SITE, "endpoint": part.endpoint, "credential": brokers.credential(name, part.credential),
-        "settings": {"bucket": part.bucket, "region": part.region}, **options,
+        "settings": {"bucket": part.bucket, "region": part.region}, "internal": True, **options,
     }  # fmt: skip
 
 
@@ -114,13 +114,14 @@ def swift_store(brokers: Brokers, part: SwiftPart, name: str = "swift", **option
     """What is sent to register a Swift store."""
     return {
         "name": name, "kind": "swift", "site": SITE, "endpoint": part.endpoint, "credential": brokers.credential(name, part.credential),
-        "settings": {"account": part.account, "container": part.container}, **options,
+        "settings": {"account": part.account, "container": part.container}, "internal": True, **options,
     }  # fmt: skip
 
 
 def disk_store(part: StoresidePart, name: str = "disk", **options: Any) -> dict[str, Any]:
     """What is sent to register a storeside."""
-    return {"name": name, "kind": "http", "site": SITE, "endpoint": part.url, "settings": {"audience": part.audience}, **options}
+    settings = {"audience": part.audience}
+    return {"name": name, "kind": "http", "site": SITE, "endpoint": part.url, "settings": settings, "internal": True, **options}
 
 
 async def register(brokers: Brokers, *stores: Mapping[str, Any]) -> None:

@@ -115,7 +115,9 @@ OWN = generate_key("ES256", time.time() - 60)
 def authenticator(session: aiohttp.ClientSession, idp: Idp | None = None, **issuer: Any) -> Authenticator:
     issuers = (config.Issuer(**{"issuer": idp.url, "audience": AUDIENCE, **issuer}),) if idp is not None else ()
     settings = config.Auth(issuers=issuers)
-    return Authenticator(settings, "http://broker", lambda: {"keys": [public_jwk(OWN)]}, session, metrics.create(), refetch_seconds=0)
+    return Authenticator(
+        settings, "http://broker", lambda: {"keys": [public_jwk(OWN)]}, session, session, metrics.create(), refetch_seconds=0
+    )
 
 
 async def verify(session: aiohttp.ClientSession, idp: Idp, token: str, **issuer: Any) -> Principal:
@@ -153,7 +155,7 @@ async def test_keys_rotate(session: aiohttp.ClientSession, idp: Idp) -> None:
 
 async def test_unknown_kids_cause_no_load(session: aiohttp.ClientSession, idp: Idp) -> None:
     issuer = config.Issuer(idp.url, AUDIENCE)
-    checker = Authenticator(config.Auth(issuers=(issuer,)), "http://broker", lambda: {"keys": []}, session, metrics.create())
+    checker = Authenticator(config.Auth(issuers=(issuer,)), "http://broker", lambda: {"keys": []}, session, session, metrics.create())
     await checker.authenticate(f"Bearer {idp.token('k1')}")
     for number in range(20):
         idp.private[f"invented-{number}"] = idp.private["k1"]
@@ -335,7 +337,7 @@ async def test_keys_that_change_at_every_request(session: aiohttp.ClientSession,
     """The newest set counts, and asking for it is bounded whatever the tokens say."""
     idp.answer = "changing"
     issuer = config.Issuer(idp.url, AUDIENCE)
-    checker = Authenticator(config.Auth(issuers=(issuer,)), "http://broker", lambda: {"keys": []}, session, metrics.create())
+    checker = Authenticator(config.Auth(issuers=(issuer,)), "http://broker", lambda: {"keys": []}, session, session, metrics.create())
     with pytest.raises(Unauthenticated):
         await checker.authenticate(f"Bearer {idp.token('k1')}")  # by the set before the one that this fetched
     for number in range(20):
@@ -352,7 +354,7 @@ async def test_an_issuer_that_hangs_is_asked_once_by_all_who_wait(
     monkeypatch.setattr(auth, "FETCH_SECONDS", 2.0)
     idp.answer = "hang"
     issuer = config.Issuer(idp.url, AUDIENCE, f"{idp.url}/keys")
-    checker = Authenticator(config.Auth(issuers=(issuer,)), "http://broker", lambda: {"keys": []}, session, metrics.create())
+    checker = Authenticator(config.Auth(issuers=(issuer,)), "http://broker", lambda: {"keys": []}, session, session, metrics.create())
     ended = await asyncio.gather(
         *(checker.authenticate(f"Bearer {idp.token('k1', jti=str(number))}") for number in range(30)), return_exceptions=True
     )
