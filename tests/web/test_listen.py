@@ -13,13 +13,13 @@ import pytest
 from broker.web import listen
 from tests.parts.broker import Api, RunningBroker, broker_on
 
-SHORT = listen.Bounds(head_seconds=0.5, idle_seconds=1.5, answer_seconds=0.5)
+SHORT = listen.Bounds(head_seconds=2.0, idle_seconds=20.0, answer_seconds=1.0)
 ASK = b"GET /v1 HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.fixture
 async def hasty(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningBroker]:
-    """A broker that waits for nobody, and has few places."""
+    """A broker that waits for nobody."""
 
     class Short(listen.Gate):
         def __init__(self, bounds: listen.Bounds, *rest: object) -> None:
@@ -30,6 +30,13 @@ async def hasty(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             )  # fmt: skip
 
     monkeypatch.setattr(listen, "Gate", Short)
+    async with broker_on(database, tmp_path) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def small(database: str, tmp_path: Path) -> AsyncIterator[RunningBroker]:
+    """A broker that has few places."""
     async with broker_on(database, tmp_path, {"http": {"max_connections": 8, "max_connections_per_address": 6}}) as broker:
         yield broker
 
@@ -87,7 +94,7 @@ async def test_a_connection_that_says_nothing_is_closed_without_a_word(hasty: Ru
 
 async def test_a_request_in_pieces_and_many_on_one_connection_are_answered(hasty: RunningBroker) -> None:
     async with connected(hasty) as (reader, writer):
-        for _ in range(5):
+        for _ in range(2):
             for piece in (ASK[:7], ASK[7:-1], ASK[-1:]):
                 writer.write(piece)
                 await writer.drain()
@@ -106,8 +113,8 @@ async def test_a_request_in_pieces_and_many_on_one_connection_are_answered(hasty
         (b"".join(b"X-%d: %s\r\n" % (number, b"y" * 4000) for number in range(20)), b"431"),
     ],
 )
-async def test_a_head_has_a_largest_size(hasty: RunningBroker, head: bytes, status: bytes) -> None:
-    async with connected(hasty) as (reader, writer):
+async def test_a_head_has_a_largest_size(broker: RunningBroker, head: bytes, status: bytes) -> None:
+    async with connected(broker) as (reader, writer):
         with contextlib.suppress(ConnectionError):
             for piece in (b"GET /v1 HTTP/1.1\r\nHost: x\r\n", *(head[at : at + 4096] for at in range(0, len(head), 4096)), b"\r\n"):
                 writer.write(piece)
@@ -118,28 +125,28 @@ async def test_a_head_has_a_largest_size(hasty: RunningBroker, head: bytes, stat
         assert status == b"200" or (b"/problems/head-too-large" in answer and await rest(reader) == b"")
 
 
-async def test_connections_are_counted_by_address_and_in_all(hasty: RunningBroker) -> None:
+async def test_connections_are_counted_by_address_and_in_all(small: RunningBroker) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        kept = [await stack.enter_async_context(connected(hasty)) for _ in range(6)]
+        kept = [await stack.enter_async_context(connected(small)) for _ in range(6)]
         for reader, writer in kept:
             writer.write(ASK)
             assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).startswith(b"HTTP/1.1 200 ")
-        async with connected(hasty) as (reader, _):
+        async with connected(small) as (reader, _):
             answer = await rest(reader)
             assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
             assert b"/problems/too-many-connections" in answer
-        others = [await stack.enter_async_context(connected(hasty, "127.0.0.2")) for _ in range(2)]
+        others = [await stack.enter_async_context(connected(small, "127.0.0.2")) for _ in range(2)]
         for reader, writer in others:
             writer.write(ASK)
             assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).startswith(b"HTTP/1.1 200 ")
-        async with connected(hasty, "127.0.0.3") as (reader, _):
+        async with connected(small, "127.0.0.3") as (reader, _):
             assert (await rest(reader)).startswith(b"HTTP/1.1 503 ")
-        assert await counted(hasty, "broker_http_connections ") == 8
-        assert await counted(hasty, 'broker_http_refusals_total{reason="connections-of-address"}') == 1
-        assert await counted(hasty, 'broker_http_refusals_total{reason="connections"}') == 1
-    while await counted(hasty, "broker_http_connections "):  # all places are free again
+        assert await counted(small, "broker_http_connections ") == 8
+        assert await counted(small, 'broker_http_refusals_total{reason="connections-of-address"}') == 1
+        assert await counted(small, 'broker_http_refusals_total{reason="connections"}') == 1
+    while await counted(small, "broker_http_connections "):  # all places are free again
         await asyncio.sleep(0.05)
-    async with connected(hasty) as (reader, writer):
+    async with connected(small) as (reader, writer):
         writer.write(ASK)
         assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).startswith(b"HTTP/1.1 200 ")
 
