@@ -32,6 +32,8 @@ class S3Part:
     secret_key: str
     pid: int
     region: str = "us-east-1"
+    second: tuple[str, str] = ("", "")
+    """Another pair of keys of the same identity."""
 
     @property
     def credential(self) -> dict[str, str]:
@@ -47,9 +49,10 @@ def start(
     data = directory / "data"
     data.mkdir(parents=True, exist_ok=True)
     access, secret = "TESTKEY" + secrets.token_hex(6).upper(), secrets.token_hex(20)
+    second = "TESTKEY" + secrets.token_hex(6).upper(), secrets.token_hex(20)
     identity = {
         "name": "broker",
-        "credentials": [{"accessKey": access, "secretKey": secret}],
+        "credentials": [{"accessKey": key, "secretKey": value} for key, value in ((access, secret), second)],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     identities = directory / "identities.json"
@@ -76,7 +79,7 @@ def start(
 
     try:
         with running(arguments, log=directory / "seaweedfs.log", ready=ready, environment=environment) as process:
-            yield S3Part(endpoint, bucket, access, secret, process.pid)
+            yield S3Part(endpoint, bucket, access, secret, process.pid, second=second)
     finally:
         Path(_socket(filer)).unlink(missing_ok=True)
 
