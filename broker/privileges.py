@@ -87,6 +87,15 @@ def drop(found: pwd.struct_passwd) -> None:
         raise PrivilegeError(f"rights of root are left after becoming {found.pw_name}: {', '.join(kept) or 'a user id'}")
 
 
+def require_installation(found: pwd.struct_passwd) -> None:
+    """Raise `PrivilegeError` when `found`, who is this user now, cannot read the broker's own files: some are read only when needed."""
+    if not os.access(__file__, os.R_OK):
+        place = Path(__file__).parent
+        raise PrivilegeError(
+            f"{found.pw_name} cannot read this installation in {place}; install it where everybody can, such as below /opt"
+        )
+
+
 def rights() -> list[str]:
     """The sets of capabilities of this process that are not empty, as /proc/self/status names them."""
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -35,11 +35,11 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
 
 
-def inspect(settings: Settings, *, passphrase_known: bool = False) -> Findings:
-    """Everything that can be seen without serving. `passphrase_known` says that it was read already, with rights that are gone."""
+def inspect(settings: Settings, *, passphrase_known: bool = False, password_known: bool = False) -> Findings:
+    """Everything that can be seen without serving. What is known was read already, with rights that are gone."""
     found = Findings(warnings=list(settings.warnings))
     remarks = {
-        "database.url": _database(settings, found),
+        "database.url": _database(settings, found, password_known),
         "keys.passphrase_file": _passphrase(settings.keys.passphrase_file, found, passphrase_known),
         "credentials_dir": _credentials(settings.credentials_dir, found),
         "auth.keystone.credential": _keystone(settings, found),
@@ -51,7 +51,7 @@ def inspect(settings: Settings, *, passphrase_known: bool = False) -> Findings:
     return found
 
 
-def _database(settings: Settings, found: Findings) -> str:
+def _database(settings: Settings, found: Findings, password_known: bool) -> str:
     url, password_file = settings.database.url, settings.database.password_file
     if url is None:
         try:
@@ -63,7 +63,7 @@ def _database(settings: Settings, found: Findings) -> str:
         found.problems += address.unreadable(url)
         named = address.files(url)
         verified = address.is_verified(url)
-        if password_file is not None:
+        if password_file is not None and not password_known:
             address.with_password(url, password_file)
     except ConfigError as error:
         found.problems += error.problems

@@ -92,13 +92,14 @@ def _check(config_file: Path | None, user: str | None) -> None:
     if settings is not None:
         log.configure("error", settings.log.format)
         try:
-            settings, secret = _read_secrets(settings, become)
+            _, secret = _read_secrets(settings, become)
         except config.ConfigError as error:
             wrong += error.problems
             secret = None
         if become is not None:
             privileges.drop(become)
-        found = inspection.inspect(settings, passphrase_known=secret is not None)
+            privileges.require_installation(become)
+        found = inspection.inspect(settings, passphrase_known=secret is not None, password_known=become is not None)
         print_table(("field", "value", "remark"), found.rows)
         for warning in found.warnings:
             click.echo(f"broker: warning: {warning}", err=True)
@@ -111,7 +112,7 @@ def _start(config_file: Path | None, user: str | None, only: str | None) -> None
     become = _account(user)
     settings = config.load(config_file)
     log.configure(settings.log.level, settings.log.format)
-    settings, secret = _read_secrets(settings, become)
+    with_password, secret = _read_secrets(settings, become)
     opened = Opened(passphrase=secret)
     if become is not None:
         http = settings.http
@@ -121,9 +122,10 @@ def _start(config_file: Path | None, user: str | None, only: str | None) -> None
             metrics=privileges.bind(http.metrics_listen.host, http.metrics_listen.port) if http.metrics_listen is not None else (),
         )
         privileges.drop(become)
+        privileges.require_installation(become)
     credentials = Credentials(settings.credentials_dir)
     log.configure(settings.log.level, settings.log.format, secrets=credentials.secrets)
-    found = inspection.inspect(settings, passphrase_known=secret is not None)
+    found = inspection.inspect(settings, passphrase_known=secret is not None, password_known=become is not None)
     if found.problems:
         raise config.ConfigError(*found.problems)
     if os.geteuid() == 0:
@@ -134,7 +136,7 @@ def _start(config_file: Path | None, user: str | None, only: str | None) -> None
         _log.warning(warning)
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    uvloop.run(_serve(settings, credentials, only, opened))
+    uvloop.run(_serve(with_password, credentials, only, opened))
 
 
 def _account(user: str | None) -> pwd.struct_passwd | None:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from broker import embedded
 from tests.parts import sandbox
+from tests.parts.account import other_account
 from tests.parts.process import PartMissing, answers, find_program, free_ports, running
 
 UNITS = Path(__file__).resolve().parents[2] / "deploy" / "systemd"
@@ -94,15 +94,6 @@ def sandboxed(unit: Path, command: list[str], account: str | None) -> list[str]:
         raise PartMissing("libseccomp is not installed; install it with: apt-get install libseccomp2") from None
     user = ["--user", account] if account is not None else []
     return [sys.executable, "-I", sandbox.__file__, *user, str(unit), *command]
-
-
-def other_account() -> str | None:
-    """Who runs the services, when root can have somebody do it: nobody, if this installation is readable for others."""
-    if os.geteuid() != 0:
-        return None
-    nobody = pwd.getpwnam("nobody")
-    places = (Path(sys.executable), Path(sys.executable).resolve(), Path(embedded.__file__), embedded.wheel_binaries())
-    return "nobody" if all(embedded._obstacle(path.parent, nobody) is None for path in places) else None
 
 
 def test_a_broker_serves_under_the_filters(place: Path, database: str) -> None:
