@@ -86,7 +86,9 @@ async def running(
     policy = build_policy(settings.policy)
     opened = opened or Opened()
     router = Router(HANDLERS) if api else None
-    certificate = Certificate(*settings.http.tls) if api and settings.http.tls is not None else None
+    certificate = None
+    if api and settings.http.tls_certificate is not None and settings.http.tls_key is not None:
+        certificate = Certificate(settings.http.tls_certificate, settings.http.tls_key)
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(database_url(settings))
         await prepare_schema(settings, url)

@@ -63,8 +63,9 @@ class Http:
     reuse_port: bool = False
     max_connections: int = 8192
     max_connections_per_address: int = 1024
-    tls: tuple[Path, Path] | None = None
-    """The files of the certificate and of its key."""
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    """Set if, and only if, the certificate is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,15 +252,13 @@ def _http(section: dict[str, Any], place: Callable[[str], Path]) -> Http:
             networks.append(ipaddress.ip_network(text))
         except ValueError as error:
             wrong.append(f"http.trusted_proxies.{index}: {error}")
-    tls = None
-    if "tls_certificate" in section and "tls_key" in section:
-        tls = place(section["tls_certificate"]), place(section["tls_key"])
-    elif "tls_certificate" in section:
+    certificate, key = (place(section[name]) if name in section else None for name in ("tls_certificate", "tls_key"))
+    if certificate is not None and key is None:
         wrong.append("http.tls_key: needed with http.tls_certificate")
-    elif "tls_key" in section:
+    elif certificate is None and key is not None:
         wrong.append("http.tls_certificate: needed with http.tls_key")
-    public_url = section.get("public_url", f"{'https' if tls else 'http'}://{Address(host, listen.port)}")
-    if tls and not public_url.startswith("https://"):
+    public_url = section.get("public_url", f"{'http' if certificate is None else 'https'}://{Address(host, listen.port)}")
+    if certificate is not None and not public_url.startswith("https://"):
         wrong.append("http.public_url: must begin with https:// when http.tls_certificate is set")
     _refuse(wrong)
     return Http(
@@ -271,7 +270,8 @@ def _http(section: dict[str, Any], place: Callable[[str], Path]) -> Http:
         reuse_port=section.get("reuse_port", False),
         max_connections=section.get("max_connections", 8192),
         max_connections_per_address=section.get("max_connections_per_address", 1024),
-        tls=tls,
+        tls_certificate=certificate,
+        tls_key=key,
     )
 
 

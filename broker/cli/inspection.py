@@ -18,6 +18,7 @@ from broker import app, embedded, log
 from broker.catalog import address
 from broker.config import PASSWORD, ConfigError, Settings
 from broker.credentials import VARIABLE, CredentialError, Credentials, is_name, variable_of
+from broker.web.tls import Certificate
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -44,6 +45,7 @@ def inspect(settings: Settings, *, passphrase_known: bool = False, password_know
         "credentials_dir": _credentials(settings.credentials_dir, found),
         "auth.keystone.credential": _keystone(settings, found),
         "data_dir": _data_dir(settings, found),
+        "http.tls_certificate": _certificate(settings, found),
     }
     _policy(settings, found)
     _openness(settings, found)
@@ -173,6 +175,19 @@ def _policy(settings: Settings, found: Findings) -> None:
         app.build_policy(settings.policy)
     except ConfigError as error:
         found.problems += error.problems
+
+
+def _certificate(settings: Settings, found: Findings) -> str:
+    certificate, key = settings.http.tls_certificate, settings.http.tls_key
+    if certificate is None or key is None:
+        return ""
+    try:
+        Certificate(certificate, key)
+    except ConfigError as error:
+        found.problems += error.problems
+        return ""
+    _warn_if_open(key, found)
+    return "read; fits its key"
 
 
 def _openness(settings: Settings, found: Findings) -> None:

@@ -85,7 +85,7 @@ def house(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
         )
         house.run("site", "add", "eu/az1")
         for name, front in house.fronts.items():
-            shown = house.run("store", "add", name, "--kind", "http", "--site", "eu/az1", "--endpoint", front.url)
+            shown = house.run("store", "add", name, "--kind", "http", "--site", "eu/az1", "--endpoint", front.url, "--internal")
             assert "refuses overwriting" in shown
         yield house
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
+import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,10 +19,14 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 import asyncpg
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from broker import config
 from broker.catalog import connect
-from tests.parts.broker import Api, Reply
+from broker.sign.token import SigningKey
+from tests.parts import authority
+from tests.parts.authority import Authority
+from tests.parts.broker import Api, BrokerProcess, Reply, serve
 from tests.parts.cluster import (
     Brokers,
     brokers_on,
@@ -82,19 +89,24 @@ class House:
     disk: StoresidePart
     weed: S3Part
     swift: SwiftPart
+    secured: BrokerProcess
+    """A third broker, whose API speaks TLS."""
+    authority: Authority
 
 
 @pytest.fixture
 def house(postgres: Postgres, seaweedfs: S3Part, swift: SwiftPart, tmp_path: Path) -> Iterator[House]:
     """Two brokers that log all they can, with a password in the database's URL."""
     database = f"{postgres.create()}&password={PASSWORD}"
+    own = authority.make(tmp_path / "authority")
     with (
         brokers_on(database, tmp_path, 2, settings='[log]\nlevel = "debug"\n') as brokers,
         disk_of(brokers, tmp_path / "disk") as disk,
+        serve(database, tmp_path, settings='[log]\nlevel = "debug"\n', authority=own) as secured,
     ):
         settings = {"bucket": seaweedfs.bucket, "region": seaweedfs.region, "prefix": f"{tmp_path.name}/"}
         asyncio.run(register(brokers, s3_store(brokers, seaweedfs, settings=settings), disk_store(disk), swift_store(brokers, swift)))
-        yield House(brokers, disk, seaweedfs, swift)
+        yield House(brokers, disk, seaweedfs, swift, secured, own)
 
 
 async def story(house: House, session: aiohttp.ClientSession, refusals: list[str], signatures: set[str]) -> list[str]:
@@ -155,6 +167,59 @@ async def story(house: House, session: aiohttp.ClientSession, refusals: list[str
     return [url, bearer]
 
 
+async def over_tls(house: House) -> None:
+    """What a broker with a certificate logs: of good and bad clients, and of a pair of files that does not fit."""
+    context = ssl.create_default_context(cafile=str(house.authority.file))
+    async with aiohttp.ClientSession() as session:
+        for token in (house.brokers.token(), "nonsense"):
+            headers = {"Authorization": f"Bearer {token}"}
+            async with session.get(f"{house.secured.url}/v1/images", headers=headers, ssl=context) as response:
+                assert response.status == 401  # the others' token: this one has another name
+        for url in (house.secured.url, house.secured.url.replace("https", "http")):
+            with pytest.raises(aiohttp.ClientError):
+                await session.get(f"{url}/v1")
+    key = tls_key(house)
+    key.write_text(key.read_text() + key.read_text()[:40])
+    key.with_suffix(".pem").write_text("no certificate\n" + key.read_text())
+    os.kill(house.secured.pid, signal.SIGHUP)
+    while "cannot be taken up" not in house.secured.log.read_text():
+        await asyncio.sleep(0.05)
+
+
+def tls_key(house: House) -> Path:
+    return house.secured.config.with_suffix(".key")
+
+
+def processes(house: House) -> dict[str, str]:
+    """The title of every process that this test started, and the environment of those that are ours and of what they started."""
+    below: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            below.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+
+    def family(pid: int) -> set[int]:
+        return {pid}.union(*(family(child) for child in below.get(pid, ())))
+
+    ours = set().union(*(family(pid) for pid in (*(broker.pid for broker in house.brokers.running), house.secured.pid, house.disk.pid)))
+    found = {}
+    for pid in family(os.getpid()) - {os.getpid()}:
+        with contextlib.suppress(OSError):
+            found[f"title of {pid}"] = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+            if pid in ours:
+                found[f"environment of {pid}"] = Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    return found
+
+
+def unlocked(key: SigningKey) -> str:
+    """A signing key as it is in the broker's memory."""
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return key.private.private_bytes(encoding, form, serialization.NoEncryption()).decode()
+
+
+def lines_of(pem: str) -> set[str]:
+    return {line for line in pem.splitlines() if len(line) > 40 and "-----" not in line}
+
+
 async def cut_off(house: House) -> None:
     """End every connection of the brokers to their database."""
     connection: asyncpg.Connection[asyncpg.Record] = await connect.connect_one(house.brokers.database)
@@ -189,10 +254,14 @@ async def test_no_secret_is_anywhere(house: House, tmp_path: Path) -> None:
     """Invariant 13: in no log line, metric, problem, argument of a process, or output of a command."""
     refusals: list[str] = []
     signatures: set[str] = set()
+    seen = processes(house)
+    assert len([name for name in seen if name.startswith("environment")]) >= 4
     async with aiohttp.ClientSession() as session:
         sent = await story(house, session, refusals, signatures)
         exposition = ""
-        for broker in house.brokers.running:
+        tls = tls_key(house).read_text()
+        await over_tls(house)
+        for broker in (*house.brokers.running, house.secured):
             async with session.get(f"{broker.metrics_url}/metrics") as response:
                 exposition += await response.text()
     settings = config.load(house.brokers.running[0].config)
@@ -200,14 +269,14 @@ async def test_no_secret_is_anywhere(house: House, tmp_path: Path) -> None:
     pems = "\n".join(row["private_pem"] for row in await connection.fetch("SELECT private_pem FROM signing_keys"))
     await connection.close()
     looked_at = await asyncio.to_thread(commands, house, tmp_path)
-    looked_at |= {broker.log.name: broker.log.read_text() for broker in house.brokers.running}
+    looked_at |= {broker.log.name: broker.log.read_text() for broker in (*house.brokers.running, house.secured)}
     looked_at |= {"storeside": house.disk.log.read_text(), "metrics": exposition, "problems": "\n".join(refusals)}
-    for broker in house.brokers.running:
-        looked_at[f"arguments of {broker.pid}"] = Path(f"/proc/{broker.pid}/cmdline").read_text()
+    looked_at |= {f"{name}, before": text for name, text in seen.items()} | processes(house)
     secrets = {
         "passphrase": {settings.keys.passphrase_file.read_text().strip()},
         "database password": {PASSWORD},
-        "private key": {line for line in pems.splitlines() if len(line) > 40 and "-----" not in line},
+        "private key": lines_of(pems) | lines_of("".join(unlocked(key) for key, _ in house.brokers.keyring.signer._keys)),
+        "key of the certificate": lines_of(tls),
         "store credential": {
             house.weed.secret_key, house.swift.temp_url_key, house.swift.temp_url_key2, house.swift.key, "w" + house.weed.secret_key
         },

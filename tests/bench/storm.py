@@ -200,7 +200,7 @@ def stage(machines: Sequence[str], size: int) -> Iterator[Field]:
             for limit in LIMITS:
                 common = ["--site", limit.site, "--read-slots", str(limit.slots), "--read-bandwidth", str(round(limit.rate * MEGABYTE))]
                 if limit.name == "weed":
-                    kind = ["--kind", "s3", "--endpoint", weed.endpoint, "--credential", "weed",
+                    kind = ["--kind", "s3", "--internal", "--endpoint", weed.endpoint, "--credential", "weed",
                             "--setting", f"bucket={weed.bucket}", "--setting", f"region={weed.region}"]  # fmt: skip
                 else:
                     (place / limit.name).mkdir()
@@ -210,7 +210,7 @@ def stage(machines: Sequence[str], size: int) -> Iterator[Field]:
                             host=limit.address, prefix=_inside(limit),
                         )
                     )  # fmt: skip
-                    kind = ["--kind", "http", "--endpoint", disks[limit.name].url]
+                    kind = ["--kind", "http", "--internal", "--endpoint", disks[limit.name].url]
                 run("store", "add", limit.name, *kind, *common)
             source = place / "image"
             content = random.Random(7).randbytes(size)
