@@ -185,10 +185,9 @@ class Application:
     async def _put(self, request: web.BaseRequest, grant: Grant) -> web.StreamResponse:
         token, length = grant.token, grant.body_length
         metadata = _metadata(request.headers)
-        if Conditions(request.headers).want_an_object or await asyncio.to_thread(self._tree.exists, token.path):
+        if Conditions(request.headers).want_an_object:
             raise Refused(412, "objects are never overwritten")
-        await asyncio.to_thread(self._used.check, token)
-        await asyncio.to_thread(self._tree.check_room, length)
+        await asyncio.to_thread(self._check_new, token, length)
         async with _in_thread(self._tree.temporary()) as (descriptor, name):
             await _go_on(request)
             received = await self._receive(request, descriptor, 0, length)
@@ -196,6 +195,13 @@ class Application:
             record = Record(received.sha256, received.md5, metadata)
             await _to_the_end(self._place, token, name, descriptor, record)
         return plain(201, headers={"ETag": f'"{received.sha256}"', "Repr-Digest": _repr_digest(record)})
+
+    def _check_new(self, token: TransferToken, length: int | None) -> None:
+        """Whatever can be known before the body is taken."""
+        if self._tree.exists(token.path):
+            raise Refused(412, "an object is there already; objects are never overwritten")
+        self._used.check(token)
+        self._tree.check_room(length)
 
     def _place(self, token: TransferToken, name: str, descriptor: int, record: Record) -> None:
         with self._used.once(token):
