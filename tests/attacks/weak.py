@@ -136,7 +136,7 @@ STATED: tuple[Weakness, ...] = (
         "The broker is one of those that the issuer meant. Transfer tokens name one store only.",
     ),
     weak(
-        "storeside, aiohttp, ASGI, WSGI, nginx, HAProxy, Envoy",
+        "aiohttp, ASGI, WSGI, nginx, HAProxy, Envoy",
         "single use",
         ("again", "again, s replaced by n - s", "again, in Authorization"),
         "Nothing remembers which tokens were used.",
