@@ -84,6 +84,11 @@ class Hot:
         if entry is not None:
             self._held -= entry.size
 
+    def forget_all(self) -> None:
+        """Drop everything."""
+        for id in list(self._kept):
+            self.forget(id)
+
     def rebuild(self) -> None:
         """Stores have changed, and candidates are built from stores."""
         for id, entry in self._kept.items():

@@ -33,6 +33,9 @@ FRESH_SECONDS = 1.5
 POLL_SECONDS = 0.5
 """How often the log and the loads are read. Together with `FRESH_SECONDS` less than the 2 s of invariant 5."""
 
+ANEW_SECONDS = 1800.0
+"""After so long without the log everything is read anew: entries are dropped from it after an hour (`broker.catalog.changes`)."""
+
 log = structlog.get_logger()
 
 
@@ -112,6 +115,8 @@ class Memory(Topology, Conditions):
         """Forget what has changed since the last time, and read how full and how fast the stores are."""
         db = self._pool if db is None else db
         now = self._now()
+        if ANEW_SECONDS < now - self._read_at < float("inf"):
+            await self._begin_anew(db)
         more = True
         while more:
             found, position = await changes.since(db, self._position)
@@ -121,6 +126,16 @@ class Memory(Topology, Conditions):
         await self._read_loads(db)
         await self._read_averages(db)
         self._read_at = now
+
+    async def _begin_anew(self, db: Any) -> None:
+        """Believe nothing of what is here: the log may have been cut meanwhile."""
+        position = await changes.position(db)
+        self.hot.forget_all()
+        if self._on_key_change is not None:
+            await self._on_key_change()
+        self.forget_drivers()
+        await self.reload_stores()
+        self._position = position
 
     async def _apply(self, found: Sequence[changes.Change]) -> None:
         reload = keys = False
