@@ -175,3 +175,19 @@ def test_a_broken_credential_closes_one_store_and_not_the_broker(database: str, 
         (line,) = [json.loads(line) for line in broker.log.read_text().splitlines() if "credential broken" in line]
         assert line["level"] == "error"
         assert SECRET not in broker.log.read_text()
+
+
+def test_a_certificate_and_its_key(place: Path) -> None:
+    authority = Authority(place / "ca")
+    pair, other = authority.issue("broker", "localhost"), authority.issue("other")
+    pair.key.chmod(0o644)
+    for key, code, words in (
+        (pair.key, 0, f"everybody can read the secret in {pair.key}"),
+        (other.key, 2, "http.tls_"),
+        (place / "missing", 2, f"{place}/missing"),
+    ):
+        tls = f'tls_certificate = "{pair.certificate}"\ntls_key = "{key}"\n'
+        write(place / "broker.toml", f'data_dir = "{place}/data"\n[http]\n{tls}')
+        done = check(place / "broker.toml")
+        assert done.returncode == code
+        assert words in done.stderr
