@@ -327,6 +327,15 @@ async def test_keys_come_and_go(kind: str, http_session: aiohttp.ClientSession, 
         assert await statuses() == [401, 200]
 
 
+async def test_envoy_goes_on_while_the_broker_is_away(http_session: aiohttp.ClientSession, tmp_path: Path) -> None:
+    """With the keys that it has, after more than one reading failed."""
+    with envoy.start(tmp_path) as front:
+        path = laid(front, "/a")
+        (tmp_path / "jwks.json").unlink()
+        await asyncio.to_thread(wait_for, lambda: front.log.read_text().count("jwks.json: failed") >= 2, "Envoy reads no keys")
+        assert await ask(http_session, front, "GET", f"{path}?token={front.token('GET', path)}") == (200, b"content")
+
+
 # -- logs
 
 
