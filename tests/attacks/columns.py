@@ -239,6 +239,7 @@ def _front(kind: str, start: Callable[[Path], AbstractContextManager[FrontPart]]
                     issuer=ISSUER,
                     audience=front.audience,
                     server=front,
+                    behind=next((log for log in front.logs if log.parent.name == "origin" and log.name == "access.log"), None),
                 )
                 await asyncio.to_thread(front.publish, keys)
                 yield target

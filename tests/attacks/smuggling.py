@@ -1,7 +1,8 @@
 """A request hidden in another one (RFC 9112 section 11.2): a front must not read a message otherwise than the server behind it.
 
 The hidden request asks for the victim's object without any ticket, which a file server behind a front would serve. It counts when a
-byte of it comes back on that connection or on any honest one after it, or when an honest reader gets something else than his own.
+byte of it comes back on that connection or on any honest one after it, when an honest reader gets something else than his own, and
+when the server behind a front has seen a request for it.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ async def smuggled(target: Target, tries: Tries) -> None:
     two = get.saying(("Connection", "keep-alive")).raw("127.0.0.1") + get.raw("127.0.0.1")
     answer = await converse(target.origin, two, 30.0)
     tries.control(answer.count(b"HTTP/1.1 200") == 2, "two honest requests over one connection")
-    slots = asyncio.Semaphore(_AT_ONCE)
+    slots, seen = asyncio.Semaphore(_AT_ONCE), target.seen_behind()
 
     async def one(name: str, method: str, headers: bytes, body: bytes) -> None:
         async with slots:
@@ -124,6 +125,8 @@ async def smuggled(target: Target, tries: Tries) -> None:
 
     methods = ("GET", "PUT") if target.writes else ("GET",)
     await asyncio.gather(*(one(name, method, headers, body) for method in methods for name, headers, body in _vectors(hidden)))
+    if target.behind is not None:
+        tries.tried("seen by the server behind", target.seen_behind() != seen)
 
 
 @attack("request line disguised", holds="a ticket to read one object", on=fronts)
@@ -163,7 +166,10 @@ async def disguised(target: Target, tries: Tries) -> None:
         after = await target.fire(get)
         tries.tried(name, target.victim.marker in answer or after.body != target.mine.content, answer[:12].decode("latin-1"))
 
+    seen = target.seen_behind()
     await asyncio.gather(*(one(name, raw) for name, raw in lines.items()))
+    if target.behind is not None:
+        tries.tried("seen by the server behind", target.seen_behind() != seen)
 
 
 @attack(

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from broker.claims import TransferToken
 from broker.model import Digests, Handle
@@ -62,6 +63,8 @@ class Target:
     """Whether it is our code: then a 5xx is a failure."""
     front: bool = False
     """Whether something stands before the server that has the bytes."""
+    behind: Path | None = None
+    """The access log of the server that has the bytes, where it is not the one that verifies."""
     mine: Thing = field(default_factory=lambda: thing("mine"))
     victim: Thing = field(default_factory=lambda: thing("victim"))
 
@@ -105,6 +108,10 @@ class Target:
             await self.store.delete(key)
         reply = await self.fire(self.put(key, content))
         assert reply.ok, f"{self.kind}: planting answers {reply.status}: {reply.body[:300]!r}"
+
+    def seen_behind(self) -> int:
+        """How many requests for the victim's object came to the server behind."""
+        return 0 if self.behind is None else self.behind.read_text().count(self.victim.key)
 
     async def is_honest(self) -> bool:
         """Whether an honest reader gets just what his ticket says, and nobody gets anything without one."""
