@@ -154,7 +154,7 @@ def skew(answer: Answer, now: float) -> float | None:
     try:
         # The header cuts fractions off, so the store's clock is half a second later on average.
         return float(round(parsedate_to_datetime(answer.headers.get("Date", "")).timestamp() + 0.5 - now))
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

@@ -26,6 +26,7 @@ from broker.stores import s3_documents
 from broker.stores.exchange import Answer, skew
 from broker.stores.http import _place, _repr_digests
 from broker.stores.registry import _check_address
+from broker.storeside.conditional import Conditions
 from broker.storeside.refused import Refused
 from broker.storeside.target import read_target, read_token
 from broker.storeside.verify import keys_of, verify
@@ -135,7 +136,7 @@ def bearer(data: bytes) -> None:
 
 _LOOP = asyncio.new_event_loop()
 _NO_SESSION: Any = None
-_AUTHENTICATOR = Authenticator(config.Auth(audience="a"), ISSUER, lambda: jwks([KEY]), _NO_SESSION, metrics.create())
+_AUTHENTICATOR = Authenticator(config.Auth(audience="a"), ISSUER, lambda: jwks([KEY]), _NO_SESSION, _NO_SESSION, metrics.create())
 
 
 # -- requests
@@ -176,6 +177,29 @@ def credentials(data: bytes) -> None:
     with contextlib.suppress(Refused):
         found = read_token(query, [("Authorization", field) for field in fields])
         assert found in unquote(query.replace("+", " ")) or any(found in field for field in fields)
+
+
+@parser(
+    "bytes=0-99",
+    'bytes=-5\n"etag"\n*\nW/"etag", "x"',
+    "bytes=0-0,5-9\n\n\n\nSun, 22 Nov 2026 20:00:00 GMT\nSun, 22 Nov 1926 20:00:00 GMT",
+    "bytes=999999999999999999-",
+    "bytes=5-1",
+    "bytes=-0",
+    "lines=1-2",
+)
+def conditions(data: bytes) -> None:
+    """A range that is taken lies within the object."""
+    names = ("Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since")
+    fields = [(name, value) for name, value in zip(names, data.decode("latin-1").split("\n"), strict=False) if value]
+    asked = Conditions(fields)
+    for size in (0, 100):
+        with contextlib.suppress(Refused):
+            span = asked.span('"etag"', size)
+            assert span is None or (span[0] >= 0 and 0 < span[1] <= size - span[0])
+    for method in ("GET", "PUT"):
+        with contextlib.suppress(Refused):
+            assert asked.check(method, '"etag"', NOW) in (True, False)
 
 
 @parser("10.0.0.1, 127.0.0.1\nnode", "[::1]:80\nx", "::ffff:1.2.3.4", "1.2.3.4:5, unknown", "\x00", "fe80::1%eth0", "127.0.0.1,127.0.0.1")
@@ -269,7 +293,13 @@ def s3_answer(data: bytes) -> None:
     s3_documents.error_code(data)
 
 
-@parser("sha-256=:AAAA:, md5=:1B2M2Y8AsgTpgAmY7PhCfg==:\nSun, 22 Nov 2026 20:00:00 GMT", "md5=::\n", ",\n0", "\nThu, 99 Foo 0000")
+@parser(
+    "sha-256=:AAAA:, md5=:1B2M2Y8AsgTpgAmY7PhCfg==:\nSun, 22 Nov 2026 20:00:00 GMT",
+    "md5=::\n",
+    ",\n0",
+    "\nThu, 99 Foo 0000",
+    "\nSun, 90071992547409932 Nov 2026 20:00:00 GMT",
+)
 def told(data: bytes) -> None:
     """Digests and dates of a store's answer are read, or left out."""
     digests, _, date = data.decode("latin-1").partition("\n")

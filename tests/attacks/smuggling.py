@@ -8,6 +8,7 @@ when the server behind a front has seen a request for it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 from tests.attacks.attack import Tries, attack
@@ -15,6 +16,7 @@ from tests.attacks.target import Target, TokenTarget, fresh_key
 from tests.attacks.wire import Shot, converse, fire
 
 _PATIENCE_SECONDS = 1.0
+_LOG_SECONDS = 30.0
 _AT_ONCE = 24
 
 
@@ -109,6 +111,7 @@ async def smuggled(target: Target, tries: Tries) -> None:
     two = get.saying(("Connection", "keep-alive")).raw("127.0.0.1") + get.raw("127.0.0.1")
     answer = await converse(target.origin, two, 30.0)
     tries.control(answer.count(b"HTTP/1.1 200") == 2, "two honest requests over one connection")
+    await _logged(target, tries)
     slots, seen = asyncio.Semaphore(_AT_ONCE), target.seen_behind()
 
     async def one(name: str, method: str, headers: bytes, body: bytes) -> None:
@@ -127,6 +130,14 @@ async def smuggled(target: Target, tries: Tries) -> None:
     await asyncio.gather(*(one(name, method, headers, body) for method in methods for name, headers, body in _vectors(hidden)))
     if target.behind is not None:
         tries.tried("seen by the server behind", target.seen_behind() != seen)
+
+
+async def _logged(target: Target, tries: Tries) -> None:
+    """The log of the server behind shows what reaches it."""
+    end = time.monotonic() + _LOG_SECONDS
+    while target.behind is not None and target.mine.key not in target.behind.read_text():
+        tries.control(time.monotonic() < end, "an honest request in the log behind the front")
+        await asyncio.sleep(0.05)
 
 
 @attack("request line disguised", holds="a ticket to read one object", on=fronts)
