@@ -47,7 +47,6 @@ def inspect(settings: Settings, *, passphrase_known: bool = False, password_know
         "data_dir": _data_dir(settings, found),
         "http.tls_certificate": _certificate(settings, found),
     }
-    _tls(settings, found)
     _policy(settings, found)
     _openness(settings, found)
     found.rows = [(name, value, remarks.get(name, "")) for name, value in _values(settings)]
@@ -169,16 +168,6 @@ def _data_dir(settings: Settings, found: Findings) -> str:
             found.problems.append(f"data_dir: {parent} cannot be written")
         return "cannot be written"
     return "" if parent == settings.data_dir else "made at the start"
-
-
-def _tls(settings: Settings, found: Findings) -> None:
-    if settings.http.tls is not None:
-        try:
-            Certificate(*settings.http.tls)
-        except ConfigError as error:
-            found.problems += error.problems
-        else:
-            _warn_if_open(settings.http.tls[1], found)
 
 
 def _policy(settings: Settings, found: Findings) -> None:
