@@ -19,7 +19,7 @@ from broker.model import Abilities, Exposure, Role, new_id
 from broker.service import commit as commits
 from broker.service import reap, upload
 from broker.service.context import Context
-from tests.parts.desk import Desk, FakeStore, client, digests
+from tests.parts.desk import STRONG, Desk, FakeStore, client, digests
 
 ME = client()
 CONTENT = b"boot" * 1000
@@ -514,6 +514,17 @@ def conforms(schema: str, body: dict[str, Any]) -> None:
     jsonschema_rs.validator_for({"$ref": f"#/components/schemas/{schema}", "components": contract["components"]}).validate(
         orjson.loads(orjson.dumps(body))
     )
+
+
+async def test_a_store_that_enforces_nothing_takes_uploads_only_when_its_operator_says_so(desk: Desk) -> None:
+    lax = replace(STRONG, refuses_tampering=False)
+    await desk.fake("lax", lax)
+    await desk.fake("late", replace(STRONG, refuses_expired=False))
+    await desk.fake("allowed", lax, settings={"weak_uploads": "allowed"})
+    context = await desk.broker()
+    ticket = await upload.upload(context, ME, new(count=3))
+    assert [place["store"] for place in ticket["destinations"]] == ["allowed"]
+    assert {entry["store"]: entry["reason"] for entry in ticket["excluded"]} == {"lax": "unenforced", "late": "unenforced"}
 
 
 @pytest.mark.parametrize("policy", [{}, PARTS], ids=["single", "parts"])

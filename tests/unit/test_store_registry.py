@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from typing import Any, cast
 
@@ -47,6 +48,16 @@ def test_own_kinds_cannot_be_replaced(kind: str, settings: dict[str, str], cls: 
     credential = kind if kind in CREDENTIALS else None
     store = Store(1, "one", kind, "x", "http://h", settings=settings, credential=credential)
     assert type(registry.open_store(store, CREDENTIALS, SIGNER, SESSION)) is cls
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("s3", {"bucket": "b"}), ("swift", {"account": "a", "container": "c"}), ("http", {})])
+def test_every_kind_can_be_allowed_to_take_uploads_though_it_enforces_nothing(kind: str, settings: dict[str, str]) -> None:
+    store = Store(1, "one", kind, "x", "http://h", settings=settings, credential=kind if kind in CREDENTIALS else None)
+    for said in ("allowed", "refused"):
+        registry.open_store(replace(store, settings={**settings, "weak_uploads": said}), CREDENTIALS, SIGNER, SESSION)
+    with pytest.raises(Invalid) as error:
+        registry.open_store(replace(store, settings={**settings, "weak_uploads": "yes"}), CREDENTIALS, SIGNER, SESSION)
+    assert (error.value.field, error.value.expected) == ("settings.weak_uploads", "allowed or refused")
 
 
 @pytest.mark.usefixtures("third_party")
