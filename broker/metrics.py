@@ -42,7 +42,10 @@ class Counts(Collector):
         self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
 
     def inc(self, *labels: str, by: float = 1) -> None:
-        self._values[labels] = self._values.get(labels, 0.0) + by
+        try:
+            self._values[labels] += by
+        except KeyError:
+            self._values[labels] = by
 
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(self.name, self._text, labels=self.labels)

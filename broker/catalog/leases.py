@@ -9,7 +9,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -43,21 +43,29 @@ class Want(NamedTuple):
 
 
 class GrantRequest(NamedTuple):
-    """Leases for a ticket that is to be written (`ticket` given) or exists already. `needs_lease`: without one, no ticket."""
+    """Leases for a ticket that is to be written (`ticket` given) or exists already. `needs_lease`: without one, no ticket.
 
-    id: UUID
+    The ticket's id is text here, in canonical form: to compare and to encode UUIDs costs more than the rest of a row.
+    """
+
+    id: str
     ticket: TicketRow | None
     wants: Sequence[Want]
     needs_lease: bool
 
 
 class Grant(NamedTuple):
-    """The database's answer. `created` is false when the ticket existed or got none of the leases it needed."""
+    """The database's answer."""
 
-    created: bool
     expires_at: float | None
-    leases: dict[int, float]
+    """When the ticket ends; ``None`` when it existed, or got none of the leases it needed and was not written."""
+    leases: Mapping[int, float]
     """Store id to the end of the lease."""
+
+    @property
+    def created(self) -> bool:
+        """Whether the ticket was written."""
+        return self.expires_at is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +116,8 @@ WITH ticket AS MATERIALIZED (
     WHERE s.store_id = c.store_id AND s.direction = c.direction
     RETURNING s.store_id, s.direction, s.leased
 )
-SELECT id, NULL::int AS store_id, NULL::text AS direction, extract(epoch FROM expires_at)::float8 AS at FROM written
-UNION ALL SELECT ticket_id, store_id, direction, extract(epoch FROM expires_at)::float8 FROM leased
+SELECT id::text, NULL::int AS store_id, NULL::text AS direction, extract(epoch FROM expires_at)::float8 AS at FROM written
+UNION ALL SELECT ticket_id::text, store_id, direction, extract(epoch FROM expires_at)::float8 FROM leased
 UNION ALL SELECT NULL, l.store_id, l.direction, coalesce((SELECT c.leased FROM counted c
     WHERE c.store_id = l.store_id AND c.direction = l.direction), l.leased)::float8 FROM locked l
 """
@@ -123,7 +131,7 @@ FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text
             $10::bigint[], $11::text[], $12::float8[])
     AS t (id, operation, project, subject, instance, address, site, image_id, blob_id, size, places, ttl)
 ON CONFLICT (id) DO NOTHING
-RETURNING id, NULL::int AS store_id, NULL::text AS direction, extract(epoch FROM expires_at)::float8 AS at
+RETURNING id::text, NULL::int AS store_id, NULL::text AS direction, extract(epoch FROM expires_at)::float8 AS at
 """
 
 
@@ -135,13 +143,13 @@ async def grant(connection: Any, requests: Sequence[GrantRequest]) -> Sequence[t
     """
     tickets = [(r.id, *r.ticket, r.needs_lease) for r in requests if r.ticket is not None]
     wants = [(r.id, *want) for r in requests for want in r.wants]
-    columns = [list(column) for column in zip(*tickets, strict=True)] if tickets else [[] for _ in range(13)]
+    columns: list[Sequence[Any]] = list(zip(*tickets, strict=True)) if tickets else [()] * 13
     if wants:
-        rows = await connection.fetch(_GRANT, *columns, *(list(column) for column in zip(*wants, strict=True)))
+        rows = await connection.fetch(_GRANT, *columns, *zip(*wants, strict=True))
     else:
         rows = await connection.fetch(_WRITE, *columns[:12])
-    ends: dict[UUID, float] = {}
-    leases: dict[UUID, dict[int, float]] = {}
+    ends: dict[str, float] = {}
+    leases: dict[str, dict[int, float]] = {}
     held: dict[tuple[int, str], int] = {}
     for id, store_id, direction, at in rows:
         if store_id is None:
@@ -150,7 +158,10 @@ async def grant(connection: Any, requests: Sequence[GrantRequest]) -> Sequence[t
             held[store_id, direction] = int(at)
         else:
             leases.setdefault(id, {})[store_id] = at
-    return [(Grant(r.id in ends, ends.get(r.id), leases.get(r.id, {})), held) for r in requests]
+    return [(Grant(ends.get(r.id), leases.get(r.id, _NO_LEASES)), held) for r in requests]
+
+
+_NO_LEASES: Mapping[int, float] = {}
 
 
 _RELEASE = """

@@ -72,8 +72,15 @@ def excluded(exclusions: Iterable[rank.Exclusion]) -> list[dict[str, str]]:
 
 
 def render_download(
-    id: UUID, state: str, blob: Any, image: UUID | None, format: str | None, expires_at: float, sources: Sequence[Any], out: Sequence[Any]
-) -> dict[str, Any]:
+    id: UUID | str,
+    state: str,
+    blob: Any,
+    image: UUID | None,
+    format: str | None,
+    expires_at: float,
+    sources: Sequence[Any],
+    out: Sequence[Any],
+) -> dict[str, Any]:  # fmt: skip
     """A download ticket as JSON; `blob` is its `summary`."""
     shown = {
         "id": str(id),

@@ -181,7 +181,7 @@ async def lease(context: Context, id: UUID, store: Store, seconds: float) -> boo
         if attempt:
             await leases.sweep(context.db)
         want = leases.Want(store.id, Direction.WRITE.value, seconds)
-        ((grant, held),) = await context.grants([leases.GrantRequest(id, None, [want], False)])
+        ((grant, held),) = await context.grants([leases.GrantRequest(str(id), None, [want], False)])
         context.memory.note_leases(held)
         if grant.leases:
             return True

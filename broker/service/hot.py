@@ -98,25 +98,26 @@ class Hot:
     async def blobs(self, ids: Sequence[str]) -> list[HotBlob | None]:
         """These blobs, those not here by one look-up; ``None`` for each that does not exist. Raises `errors.Unavailable`."""
         kept = self._kept
-        found: dict[str, HotBlob | None] = {}
-        cold: list[str] = []
+        found: list[HotBlob | None] = []
+        cold: dict[str, HotBlob | None] = {}
         fresh = self._fresh()
         for id in ids:
             entry = kept.get(id) if fresh else None
             if isinstance(entry, HotBlob):
                 kept.move_to_end(id)
-                found[id] = entry
-            elif id not in found:
-                found[id] = None
-                cold.append(id)
-        self._metrics.hot_hits.inc(by=len(found) - len(cold))
-        if cold:
-            self._metrics.hot_misses.inc(by=len(cold))
-            looked_up, changed = await self._load(cold, self._cold_blobs)
-            for id, view in zip(cold, looked_up, strict=True):
-                found[id] = None if view is None else self._hot_blob(view)
-            self._keep({id: found[id] for id in cold}, changed)
-        return [found[id] for id in ids]
+                found.append(entry)
+            else:
+                cold[id] = None
+                found.append(None)
+        self._metrics.hot_hits.inc(by=len(ids) - found.count(None))
+        if not cold:
+            return found
+        self._metrics.hot_misses.inc(by=len(cold))
+        looked_up, changed = await self._load(list(cold), self._cold_blobs)
+        for id, view in zip(cold, looked_up, strict=True):
+            cold[id] = None if view is None else self._hot_blob(view)
+        self._keep(cold, changed)
+        return [entry or cold[id] for id, entry in zip(ids, found, strict=True)]
 
     async def images(self, ids: Sequence[str]) -> list[Image | None]:
         """These images, as `blobs`. Raises `errors.Unavailable`."""

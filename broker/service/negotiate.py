@@ -28,7 +28,7 @@ from broker.service.hot import HotBlob
 class Plan:
     """One request on its way to a ticket."""
 
-    id: UUID
+    id: str
     count: int
     parallel: int
     target: Target
@@ -40,7 +40,7 @@ class Plan:
     expires_at: float | None = None
 
 
-async def download(context: Context, client: Client, request: Mapping[str, Any], id: UUID) -> dict[str, Any]:
+async def download(context: Context, client: Client, request: Mapping[str, Any], id: str) -> dict[str, Any]:
     """One ticket, with the id `id`. Raises `NotFound`, `Forbidden`, `Invalid`, `NoSource`, `Busy`, `Unavailable`."""
     result = (await download_many(context, client, [(id, request)]))[0]
     if isinstance(result, errors.BrokerError):
@@ -49,7 +49,7 @@ async def download(context: Context, client: Client, request: Mapping[str, Any],
 
 
 async def download_many(
-    context: Context, client: Client, requests: Sequence[tuple[UUID, Mapping[str, Any]]]
+    context: Context, client: Client, requests: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> list[dict[str, Any] | errors.BrokerError]:
     """A ticket or an error for each request, in order. Raises only `Unavailable`, and then nothing was granted to anyone."""
     now = context.clock()
@@ -146,7 +146,7 @@ VALUED_BLOBS = 10_000
 
 
 def _decide(
-    context: Context, client: Client, request: Mapping[str, Any], id: UUID, target: Target, failed_until: Mapping[str, float], now: float
+    context: Context, client: Client, request: Mapping[str, Any], id: str, target: Target, failed_until: Mapping[str, float], now: float
 ) -> Plan:
     """Rank the blob's replicas for this client. Raises `NoSource` when there is none to offer."""
     hot, principal, policy = target.hot, client.principal, context.policy.rank
@@ -271,7 +271,7 @@ def _grant_request(context: Context, client: Client, plan: Plan) -> leases.Grant
 
 def _take(context: Context, plan: Plan, grant: leases.Grant) -> None:
     """Take over what the database said."""
-    if grant.created:
+    if grant.expires_at is not None:
         plan.expires_at = grant.expires_at
     for store_id in grant.leases:
         store = context.memory.store_by_id(store_id)

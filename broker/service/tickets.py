@@ -168,7 +168,7 @@ async def activate_place(context: Context, client: Client, id: UUID, request: Ma
 async def _grant_or_sweep(context: Context, id: UUID, wants: Sequence[leases.Want]) -> bool:
     """Ask for leases on an existing ticket, once more after expired ones were swept. Whether any was granted."""
     for _ in range(2):
-        ((grant, held),) = await context.grants([leases.GrantRequest(id, None, wants, False)])
+        ((grant, held),) = await context.grants([leases.GrantRequest(str(id), None, wants, False)])
         context.memory.note_leases(held)
         if grant.leases:
             return True

@@ -151,7 +151,7 @@ async def _record(context: Context, client: Client, upload: Upload) -> None:
         upload.blob_id, upload.size,
         orjson.dumps([list(place) for place in recorded]).decode(), context.policy.upload_ttl_seconds * MOST_TTLS,
     )  # fmt: skip
-    await context.grants([leases.GrantRequest(upload.id, row, [], False)])
+    await context.grants([leases.GrantRequest(str(upload.id), row, [], False)])
 
 
 # -- what can be done with it

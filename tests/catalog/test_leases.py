@@ -22,7 +22,7 @@ def ticket(ttl: float = 60.0) -> TicketRow:
 
 
 def ask(*wants: Want, needs_lease: bool = True, id: UUID | None = None) -> GrantRequest:
-    return GrantRequest(id or new_id(), ticket(), wants, needs_lease)
+    return GrantRequest(str(id or new_id()), ticket(), wants, needs_lease)
 
 
 async def count(pool: Any, store: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ async def create_ticket(call: Call) -> Answer:
     if ticket is None:
         try:
             if call.body["operation"] == "download":
-                ticket = await negotiate.download(call.context, call.client, call.body, claim.id)
+                ticket = await negotiate.download(call.context, call.client, call.body, str(claim.id))
             else:
                 ticket = await upload.upload(call.context, call.client, call.body, claim.id)
         except errors.Busy:
@@ -32,7 +32,7 @@ async def create_ticket(call: Call) -> Answer:
 
 async def create_tickets(call: Call) -> Answer:
     now = call.context.clock()
-    requests = [(new_id(now), request) for request in call.body["tickets"]]
+    requests = [(str(new_id(now)), request) for request in call.body["tickets"]]
     results = await negotiate.download_many(call.context, call.client, requests)
     return Answer(200, {"tickets": [result.problem() if isinstance(result, errors.BrokerError) else result for result in results]})
 
