@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -76,9 +76,17 @@ class Broker:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, *, api: bool = True, with_jobs: bool = True, credentials: Credentials | None = None, opened: Opened | None = None
+    settings: Settings,
+    *,
+    api: bool = True,
+    with_jobs: bool = True,
+    credentials: Credentials | None = None,
+    opened: Opened | None = None,
+    metrics_socket: Path | None = None,
 ) -> AsyncIterator[Broker]:
     """A broker for as long as the block lasts. `opened` is what was opened before rights were given up.
+
+    A worker, which shares its port, tells its metrics on `metrics_socket` instead of the settings' address.
 
     Raises `ConfigError`, `embedded.EmbeddedError`, `migrations.SchemaError`, `keys.WrongPassphrase`, `errors.Unavailable` and
     `OSError` (an address in use) when it cannot start; the texts say what to do.
@@ -127,9 +135,8 @@ async def running(
         if with_jobs:
             loops += [jobs.repeat(context, job) for job in (*jobs.JOBS, jobs.age(settings.database.keep_days))]
         stack.push_async_callback(_end, [asyncio.create_task(loop) for loop in loops])
-        metrics_listens = await _listen(
-            stack, web.Server(_Health(context).handle, access_log=None), settings.http.metrics_listen, False, opened.metrics
-        )
+        operator = metrics_socket or settings.http.metrics_listen
+        metrics_listens = await stack.enter_async_context(listening(_Health(context).handle, operator, opened.metrics))
         listens = None
         if router is not None:
             finder = ClientFinder(settings.http.trusted_proxies, memory.site_of)
@@ -141,7 +148,8 @@ async def running(
             server = ApiServer(answering, listen.Gate(bounds, counted, finder.is_trusted))
             if certificate is not None:
                 stack.push_async_callback(_end, [asyncio.create_task(certificate.watch())])
-            listens = await _listen(stack, server, settings.http.listen, settings.http.reuse_port, opened.api, certificate)
+            shared = settings.http.reuse_port or metrics_socket is not None
+            listens = await _listen(stack, server, settings.http.listen, shared, opened.api, certificate)
         yield Broker(context, known, listens, metrics_listens, certificate)
 
 
@@ -333,10 +341,19 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@asynccontextmanager
+async def listening(
+    handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], address: Address | Path | None, bound: Sequence[socket.socket] = ()
+) -> AsyncIterator[Address | None]:
+    """A small server on an address, or on a Unix socket, for as long as the block lasts. Raises `OSError`."""
+    async with AsyncExitStack() as stack:
+        yield await _listen(stack, web.Server(handle, access_log=None), address, False, bound)
+
+
 async def _listen(
     stack: AsyncExitStack,
     server: Any,
-    address: Address | None,
+    address: Address | Path | None,
     reuse_port: bool,
     bound: Sequence[socket.socket] = (),
     certificate: Certificate | None = None,
@@ -348,7 +365,10 @@ async def _listen(
     how: dict[str, Any] = {"backlog": 1024}
     if certificate is not None:
         how |= {"ssl": certificate.context, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
-    if bound:
+    if isinstance(address, Path):
+        address.unlink(missing_ok=True)  # of the worker before
+        listeners = [await loop.create_unix_server(make, address)]
+    elif bound:
         listeners = [await loop.create_server(make, sock=listener, **how) for listener in bound]
     else:
         listeners = [await loop.create_server(make, address.host, address.port, reuse_port=reuse_port or None, **how)]
@@ -360,7 +380,7 @@ async def _listen(
         await server.shutdown(STOP_SECONDS)
 
     stack.push_async_callback(stop)
-    return Address(address.host, listeners[0].sockets[0].getsockname()[1])
+    return None if isinstance(address, Path) else Address(address.host, listeners[0].sockets[0].getsockname()[1])
 
 
 class _Health:

@@ -83,3 +83,7 @@ def fail(text: str, code: int = 1) -> NoReturn:
     for line in text.splitlines():
         click.echo(f"broker: {line}", err=True)
     raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import pwd
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +20,10 @@ from broker import app, config, log, privileges, systemd
 from broker.catalog import address
 from broker.catalog.migrations import SchemaError
 from broker.cli import inspection
+from broker.cli import workers as workers_
 from broker.cli.display import print_table
 from broker.cli.main import fail
+from broker.cli.workers import CannotStart
 from broker.credentials import Credentials
 from broker.embedded import EmbeddedError
 from broker.errors import BrokerError
@@ -57,7 +61,11 @@ def load(config_file: Path | None) -> config.Settings:
 @click.option(
     "--check-config", is_flag=True, help="Serve nothing: show every setting and all that is wrong. Ends with 2 when something is."
 )
-def command(config_file: Path | None, only: str | None, user: str | None, check_config: bool) -> None:
+@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that share the port.")
+@click.option("--worker-socket", type=click.Path(path_type=Path), hidden=True)
+def command(
+    config_file: Path | None, only: str | None, user: str | None, check_config: bool, workers: int, worker_socket: Path | None
+) -> None:
     """Run the broker until SIGTERM or SIGINT.
 
     Without a configuration it keeps everything in the XDG data directory, a PostgreSQL of its own included, and listens
@@ -67,7 +75,9 @@ def command(config_file: Path | None, only: str | None, user: str | None, check_
         if check_config:
             _check(config_file, user)
         else:
-            _start(config_file, user, only)
+            _start(config_file, user, only, workers, worker_socket)
+    except CannotStart as error:
+        sys.exit(error.code if error.code > 0 else 1)
     except config.ConfigError as error:
         fail(str(error), 2)
     except PrivilegeError as error:
@@ -108,7 +118,9 @@ def _check(config_file: Path | None, user: str | None) -> None:
         raise config.ConfigError(*wrong)
 
 
-def _start(config_file: Path | None, user: str | None, only: str | None) -> None:
+def _start(config_file: Path | None, user: str | None, only: str | None, workers: int, worker_socket: Path | None) -> None:
+    if user is not None and workers > 1:
+        raise config.ConfigError("--user: workers cannot share what was opened as root; start them as that account (systemd: User=)")
     become = _account(user)
     settings = config.load(config_file)
     log.configure(settings.log.level, settings.log.format)
@@ -130,13 +142,17 @@ def _start(config_file: Path | None, user: str | None, only: str | None) -> None
         raise config.ConfigError(*found.problems)
     if os.geteuid() == 0:
         found.warnings.append("serving as root: name an account to become with --user")
-    for useless in found.useless:
-        _log.error(useless)
-    for warning in found.warnings:
-        _log.warning(warning)
+    if worker_socket is None:  # the parent has said it for all workers
+        for useless in found.useless:
+            _log.error(useless)
+        for warning in found.warnings:
+            _log.warning(warning)
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    uvloop.run(_serve(with_password, credentials, only, opened))
+    if workers > 1:
+        uvloop.run(_serve_together(settings, config_file, only, workers))
+    else:
+        uvloop.run(_serve(with_password, credentials, only, opened, worker_socket))
 
 
 def _account(user: str | None) -> pwd.struct_passwd | None:
@@ -160,16 +176,40 @@ def _read_secrets(settings: config.Settings, become: pwd.struct_passwd | None) -
     return settings, app.passphrase(file) if file.exists() or app.PASSPHRASE_VARIABLE in os.environ else None
 
 
-async def _serve(settings: config.Settings, credentials: Credentials, only: str | None, opened: Opened) -> None:
+def _stop_signal() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with app.running(
-        settings, api=only != "jobs", with_jobs=only != "api", credentials=credentials, opened=opened
-    ) as broker:  # fmt: skip
+    return stop
+
+
+async def _serve_together(settings: config.Settings, config_file: Path | None, only: str | None, count: int) -> None:
+    arguments = [*(() if config_file is None else ("--config", str(config_file))), *(() if only is None else ("--only", only))]
+    await workers_.serve(settings, arguments, count, _stop_signal())
+
+
+async def _end_with_parent(stop: asyncio.Event) -> None:
+    """Set `stop` at the end of standard input, which a worker's parent holds open as long as it lives."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await reader.read()
+    stop.set()
+
+
+async def _serve(settings: config.Settings, credentials: Credentials, only: str | None, opened: Opened, worker_socket: Path | None) -> None:
+    stop = _stop_signal()
+    async with contextlib.AsyncExitStack() as stack:
+        if worker_socket is not None:
+            stack.callback(asyncio.create_task(_end_with_parent(stop)).cancel)
+        broker = await stack.enter_async_context(
+            app.running(
+                settings, api=only != "jobs", with_jobs=only != "api", credentials=credentials, opened=opened, metrics_socket=worker_socket
+            )
+        )
         if broker.certificate is not None:
-            loop.add_signal_handler(signal.SIGHUP, broker.certificate.reload)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, broker.certificate.reload)
         _log.info(
             "ready", api=str(broker.listens or "none"), metrics=str(broker.metrics_listens or "none"), issuer=settings.http.public_url
         )
