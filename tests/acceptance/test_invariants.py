@@ -465,7 +465,7 @@ async def test_every_exclusion_has_a_reason_and_is_counted(
         async def seen() -> bool:
             return (await excluded(cluster.api(session, subject=f"probe-{next(_numbers)}"), asked)).get("shelf") == expected
 
-        await until(seen, 2)
+        await until(seen, 10)
 
     before = await counted(here, session, "broker_exclusions_total", "reason")
     outcomes = await counted(here, session, "broker_tickets_total", "outcome")

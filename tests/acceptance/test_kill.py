@@ -33,12 +33,12 @@ MEBIBYTE = 1 << 20
 PART = 5 * MEBIBYTE
 UPLOADS = 20
 ACKNOWLEDGED_BEFORE_THE_KILL = 5
-TTL_SECONDS = 6
+TTL_SECONDS = 12
 SETTINGS = f"""
 [policy.uploads]
 upload_ttl_seconds = {TTL_SECONDS}
-url_ttl_seconds = 3
-part_url_ttl_seconds = 3
+url_ttl_seconds = 10
+part_url_ttl_seconds = 10
 single_put_limit = {MEBIBYTE}
 min_part_size = {PART}
 [policy.admission]
@@ -120,12 +120,16 @@ def place(postgres: Postgres, seaweedfs: S3Part, tmp_path: Path) -> Iterator[Pla
 def objects(place: Place) -> set[str]:
     """Everything that lies at both stores, unfinished multipart uploads and temporary files included.
 
-    But for the file server's notes of uploads that have ended, which hold no byte of them.
+    But for the file server's notes of uploads that have ended and of tokens that were used, which hold no byte.
     """
     client = s3_client(place.weed)
     listed = client.list_objects_v2(Bucket=place.weed.bucket, Prefix=place.prefix).get("Contents", ())
     begun = client.list_multipart_uploads(Bucket=place.weed.bucket, Prefix=place.prefix).get("Uploads", ())
-    files = {str(file.relative_to(place.disk.root)) for file in place.disk.root.rglob("*") if file.is_file() and file.name != "ended"}
+    files = {
+        str(file.relative_to(place.disk.root))
+        for file in place.disk.root.rglob("*")
+        if file.is_file() and file.name != "ended" and "used" not in file.parts
+    }
     return {entry["Key"].removeprefix(place.prefix) for entry in (*listed, *begun)} | files
 
 
@@ -177,7 +181,7 @@ async def after_the_restart(
     known = {hashlib.sha256(uploader.content).hexdigest() for uploader in cut_off[1::2]}
     assert {row["sha256"] for row in unheard} <= known
     kept |= {row["key"] for row in unheard}
-    end = time.monotonic() + 45
+    end = time.monotonic() + 150
     while (left := await leftovers(place, db, kept)) and time.monotonic() < end:
         if "uploads" not in left:
             # Places are looked at once more minutes later, for what came late; that is not waited for.

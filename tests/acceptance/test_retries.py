@@ -135,6 +135,10 @@ async def _site(scene: Scene) -> Request:
     return "admin", "/v1/sites", {"path": path}, {"path": path, "description": "another"}
 
 
+async def _rotation(scene: Scene) -> Request:
+    return "admin", "/v1/keys", {}, {"algorithm": "RS256"}
+
+
 POSTS: dict[str, tuple[str, Callable[[Scene], Awaitable[Request]]]] = {
     "a download": ("createTicket", _download),
     "an upload": ("createTicket", _upload),
@@ -148,6 +152,7 @@ POSTS: dict[str, tuple[str, Callable[[Scene], Awaitable[Request]]]] = {
     "replica": ("registerReplica", _replica),
     "store": ("createStore", _store),
     "probe": ("probeStore", _probe),
+    "rotation": ("rotateKeys", _rotation),
     "site": ("createSite", _site),
 }
 SIGNED = ("url", "headers", "expires_at", "probed_at", "probe", "abilities", "lease_expires_at", "excluded", "rank")
