@@ -10,7 +10,8 @@ Rules
   not valid is refused, whatever the user's is.
 - Invented tokens are no load for Keystone: refused ones are remembered for `REFUSED_SECONDS`, requests with the same token share
   one question, at most `AT_ONCE` are asked at a time, at most `MAX_UNDER_WAY` with those that wait, none longer than `LINE_SECONDS`.
-  Tokens that were valid before wait in a line of their own.
+  Tokens that were valid before wait in a line of their own, and are not held up by the limit on refusals (`broker.web.limits`): whoever
+  shares an address with an attacker goes on working.
 """
 
 from __future__ import annotations
@@ -108,6 +109,12 @@ class KeystoneTokens:
             return None
         self._metrics.keystone_tokens.inc("remembered")
         return remembered.principal
+
+    def was_good(self, token: str, service: str | None = None) -> bool:
+        """Whether Keystone accepted all of this when it was last asked: to ask again is no look at an invented token."""
+        seen, vouching = self._seen.get((token, service is not None)), self._seen.get((service or "", False))
+        good = seen is not None and seen.token.principal is not None
+        return good and (service is None or (vouching is not None and vouching.token.is_service))
 
     async def authenticate(self, token: str, service: str | None = None) -> Principal:
         """The principal. Raises `Unauthenticated`, `Forbidden` (no project, no role), `Unavailable` (Keystone cannot be asked)."""

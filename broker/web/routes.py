@@ -220,6 +220,8 @@ class Api:
         if keystone is None:
             return await self._authenticator.authenticate(None)
         known = keystone.known(token, service)
+        if known is None and keystone.was_good(token, service):
+            return await keystone.authenticate(token, service)
         return known or await self._checked(peer, forwarded, token, lambda given: keystone.authenticate(given or "", service))
 
     async def _checked(

@@ -100,6 +100,23 @@ async def test_many_addresses_together_are_bounded_too() -> None:
     assert 'broker_tokens_unchecked_total{reason="all"} 12.0' in text
 
 
+async def test_who_has_many_addresses_shuts_out_strangers_alone() -> None:
+    """Else a /48 of IPv6 and 200 invented tokens a second would keep everybody's new tokens from being looked at."""
+    bench = Bench()
+    assert await bench.send("192.0.2.1", token("alice")) == "ok"
+    for number in range(20):
+        await bench.send(f"2001:db8:0:{number:x}::1", token("x", "bad"))
+    assert await bench.send("2001:db8:0:ffff::1", token("new")) == "too-many-refusals"
+    assert await bench.send("192.0.2.1", token("bob")) == "ok", "a subject never seen, where somebody was accepted"
+    assert await bench.send("192.0.2.1", "Bearer opaque.good") == "ok", "a token that names nobody"
+    assert [await bench.send("192.0.2.1", token("x", "bad")) for _ in range(4)] == ["unauthenticated"] * 3 + ["too-many-refusals"]
+    refusals = bench.refusals
+    for number in range(limits.MAX_KEPT + 10):
+        bench.now += 1
+        await bench.send(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", token("alice"))
+    assert len(refusals._from) == limits.MAX_KEPT
+
+
 def test_what_is_kept_is_bounded() -> None:
     buckets = Buckets(Rate(2, 1), lambda: 0.0, size=100)
     for number in range(1000):

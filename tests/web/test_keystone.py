@@ -430,6 +430,44 @@ async def test_over_http(fake: FakeKeystone, database: str, session: aiohttp.Cli
         assert (await api.as_(broker.token()).get("/v1/images")).status == 200
 
 
+async def test_a_token_in_use_is_asked_about_again_beside_an_attacker(
+    fake: FakeKeystone, database: str, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """Behind one address somebody invents tokens until none is looked at; those in use go on, until Keystone revokes them."""
+    settings = {
+        "auth": {"refusals_per_minute": 3, "keystone": {"url": fake.url, "recheck_seconds": 1}}, "credentials_dir": str(tmp_path)
+    }  # fmt: skip
+    credentials(tmp_path)
+    fake.tokens |= {"user": described("member"), "service": described("service"), "poor": described()}
+    async with broker_on(database, tmp_path, settings) as broker:
+        api = Api(broker.url, session, None)
+
+        async def status(token: str, **more: str) -> int:
+            return (await api.get("/v1/images", X_Auth_Token=token, **more)).status
+
+        assert await status("user") == 200
+        assert await status("user", X_Service_Token="service") == 200
+        assert await status("poor") == 403
+        number = 0
+        while await status(f"invented-{number}") != 429:
+            number += 1
+        asked = fake.asked["user"]
+        async with asyncio.timeout(60):
+            while fake.asked["user"] < asked + 2:
+                assert await status("user") == 200
+                assert await status("user", X_Service_Token="service") == 200
+                await asyncio.sleep(0.1)
+        for beside in ("invented", "user"):
+            assert await status("user", X_Service_Token=beside) in (401, 429)
+        del fake.tokens["user"]
+        async with asyncio.timeout(60):
+            while await status("user") == 200:
+                await asyncio.sleep(0.1)
+        asked = fake.asked["user"]
+        assert await status("user") in (401, 429)
+        assert fake.asked["user"] == asked
+
+
 async def test_without_a_keystone_its_tokens_are_none(api: Api) -> None:
     assert (await api.as_(None).get("/v1/images", X_Auth_Token="good")).status == 401
     assert (await api.get("/v1/images", X_Auth_Token="good")).status == 400
