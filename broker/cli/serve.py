@@ -30,9 +30,10 @@ from broker.errors import BrokerError
 from broker.privileges import Opened, PrivilegeError
 from broker.service.keys import WrongPassphrase
 
-GC_THRESHOLDS = (10_000, 20, 1000)
+GC_THRESHOLDS = (100_000, 20, 1000)
 """Requests free what they make by reference counting; what stays is the memory of hot blobs, and walking through all of it again
-and again to look for cycles took most of a processor. Young objects are still looked through as often as 10,000 of them stay."""
+and again to look for cycles took most of a processor. The young are looked through as often as 100,000 of them stay: batches
+under way hold that many, and none of theirs is a cycle."""
 
 _log = structlog.get_logger(__name__)
 
