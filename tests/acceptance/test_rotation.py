@@ -117,7 +117,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def bed(postgres: Postgres, tmp_path: Path) -> Iterator[Brokers]:
-    settings = f"[keys]\noverlap_seconds = {OVERLAP}\nrotate_after_seconds = 0\n"
+    settings = f"[keys]\noverlap_seconds = {OVERLAP}\nrotate_after_seconds = 0\n[auth]\nrefusals_per_minute = 1000000\n"
     with contextlib.ExitStack() as stack:
         brokers = stack.enter_context(brokers_on(postgres.create(), tmp_path / "brokers", 2, settings=settings))
         keys, signer = f"{brokers.issuer}/.well-known/jwks.json", TokenSigner([generate_key("ES256", 0)], brokers.issuer)

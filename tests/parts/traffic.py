@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-_PROBE_BYTES = 256 << 10
+_PROBE_BYTES = 128 << 10  # less than a request for a ticket may have
 
 
 class Uncounted(RuntimeError):
