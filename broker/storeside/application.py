@@ -84,7 +84,9 @@ class Application:
         self._idle.set()
 
     def forget(self, now: float) -> None:
-        """Drop what no living token can ask for any more. Blocks; call it in a thread, at the start and then every hour."""
+        """Drop what no living token can ask for any more, and what a crash left. Blocks; call it in a thread, at the start and then
+        every hour."""
+        self._tree.sweep()
         self._used.forget(now)
         self._uploads.forget()
 

@@ -101,7 +101,7 @@ class Tree:
         self.used = _made(hidden, "used")
         os.close(hidden)
         self._attributes = self._has_attributes()
-        self._sweep()
+        self.sweep()
 
     def close(self) -> None:
         for descriptor in (self.root, self.tmp, self.uploads, self._records, self.used):
@@ -255,8 +255,8 @@ class Tree:
         finally:
             os.close(current)
 
-    def _sweep(self) -> None:
-        """Remove what a crash left in ``.broker/tmp``; files under a living writer are locked."""
+    def sweep(self) -> None:
+        """Remove what a crash left, a minute ago or earlier, in ``.broker/tmp``; files under a living writer are locked."""
         for name in os.listdir(self.tmp):
             with contextlib.suppress(OSError):
                 descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.tmp)

@@ -4,7 +4,7 @@
   is closed. So an idle connection lasts as long.
 * In every `slow_seconds` that are spent waiting for a client, `slow_bytes` must move, both for bodies that come (408) and for bytes
   that go (the connection is cut). Time in which the store's own disk is slow does not count for bodies that come.
-* At most `connections` at once; one more is answered 503 and closed.
+* At most `connections` at once; one more takes the place of the one that has been idle longest, or is answered 503 and closed.
 * At most `reads_per_token` requests at once with one token that reads, `writes_per_token` with one that writes (429). A token
   may be used from several connections, by ranges; for writes, a second one is a client's retry while the first still hangs. 0: no limit.
 """

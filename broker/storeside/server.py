@@ -70,23 +70,29 @@ async def serve(tree: Tree, keys: KeySource, options: Options) -> None:
     counted = Counted(keys, tree.root)
     gate = Gate(keys, audience=options.audience, issuer=options.issuer)
     application = Application(tree, gate, options.limits, counted)
-    runner = web.ServerRunner(Server(application, options.limits, counted), shutdown_timeout=_LAST_SECONDS)
+    connections = Server(application, options.limits, counted, handshakes=context is not None)
+    runner = web.ServerRunner(connections, shutdown_timeout=_LAST_SECONDS)
     watched = web.ServerRunner(web.Server(_Watch(keys, counted), access_log=None), shutdown_timeout=_LAST_SECONDS)
+    listener: asyncio.Server | None = None
     tasks = [asyncio.create_task(keys.run()), asyncio.create_task(_forget(application))]
     try:
         await watched.setup()
         await runner.setup()
-        site = web.TCPSite(runner, *options.listen, ssl_context=context, backlog=min(options.limits.connections, 1024))
-        await site.start()
+        listener = await loop.create_server(
+            connections, *options.listen, ssl=context, backlog=min(options.limits.connections, 1024),
+            ssl_handshake_timeout=None if context is None else options.limits.head_seconds,
+        )  # fmt: skip
         if options.metrics is not None:
             await web.TCPSite(watched, *options.metrics).start()
         _log.info("serving on %s:%d as %s", *options.listen, options.audience)
         await stop.wait()
         # aiohttp's own stop would drop what arrives of bodies, so that no upload could end.
-        await site.stop()
+        listener.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(application.idle(), options.grace_seconds)
     finally:
+        if listener is not None:
+            listener.close()
         await runner.cleanup()
         await watched.cleanup()
         for task in tasks:

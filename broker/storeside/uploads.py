@@ -35,6 +35,9 @@ from broker.storeside.disk import Record, Tree, disk_errors, read_whole, segment
 from broker.storeside.receive import Received
 from broker.storeside.refused import Refused
 
+MAX_JOURNAL_BYTES = 32 << 20
+"""Of 10,000 parts each may be sent a dozen times. Who has a token could send one for ever, and all of it is read when the upload ends."""
+
 REMEMBER_SECONDS = 8 * 24 * 3600.0
 
 _READ_BYTES = 4 << 20
@@ -79,13 +82,15 @@ class Uploads:
     def part(self, path: str, upload: str, offset: int, length: int) -> Iterator[int]:
         """A descriptor to write bytes ``offset … offset + length`` to; call `record` in the block when they are whole.
 
-        Raises `Refused`: 400 for an empty part, 404 when the upload has ended, 503 when the range is being written by another request.
+        Raises `Refused`: 400 for an empty part, 404 when the upload has ended, 409 when parts were sent again too often, 503 when the
+        range is being written by another request.
         """
         if length == 0:
             raise Refused(400, "a part may not be empty")
         with disk_errors(), self._directory(path, upload, make=True) as directory, _opened(directory, "data", _FILE) as data:
             _lock(data, offset, length)
             self._check_open(directory, data)
+            _check_journal(directory)
             _append(directory, {"offset": offset, "length": length})
             try:
                 yield data
@@ -235,6 +240,12 @@ def _append(directory: int, line: dict[str, Any]) -> None:
         os.fdatasync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _check_journal(directory: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat("journal", dir_fd=directory, follow_symlinks=False).st_size > MAX_JOURNAL_BYTES:
+            raise Refused(409, "the parts of this upload were sent too often; begin another")
 
 
 def _read_journal(directory: int) -> list[Part]:

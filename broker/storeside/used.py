@@ -2,9 +2,9 @@
 
 The rule of a token that writes:
 
-* PUT of an object, DELETE: works once. It is marked, durably, before the object appears or goes; a write that was refused, cut or
-  failed takes the mark back, so the same token may try again. After a success it is dead, even when the object has been deleted
-  since. A crash in between leaves the mark: what was not acknowledged may need another token.
+* PUT of an object, DELETE: works once. It is marked, durably, before the object appears or goes; a write that was refused or cut
+  takes the mark back, so the same token may try again, unless the disk failed in it (500). After a success it is dead, even when the
+  object has been deleted since. A crash in between leaves the mark: what was not acknowledged may need another token.
 * PUT of a part: may be repeated until its upload ends (`broker.storeside.uploads`), then never again; finishing again gives the
   first answer.
 * Reading: as often as one likes.
@@ -52,9 +52,10 @@ class Used:
             self._mark(place)
         try:
             yield
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(place, dir_fd=self._directory)
+        except BaseException as error:
+            if not (isinstance(error, Refused) and error.status == 500):  # a disk that failed may have done it all the same
+                with contextlib.suppress(OSError):
+                    os.unlink(place, dir_fd=self._directory)
             raise
 
     def forget(self, now: float) -> None:

@@ -184,14 +184,35 @@ def test_a_second_write_with_one_token_waits_for_the_first(part: StoresidePart) 
     wait_for(lambda: used(part, "PUT", "/twice", token, DATA).status == 201)
 
 
-def test_connections_beyond_the_limit_are_turned_away(part: StoresidePart) -> None:
+def test_whoever_says_nothing_keeps_no_place_from_others(part: StoresidePart) -> None:
+    """At the limit the connection that has been idle longest gives way: nobody without a token fills the server by sitting there."""
     wait_for(lambda: metric(part, "storeside_connections") == 0)
     with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(connect(part)) for _ in range(41)]
-        assert rest(opened[-1]).startswith(b"HTTP/1.1 503 ")
+        silent = [stack.enter_context(connect(part)) for _ in range(40)]
+        silent[1].sendall(b"GET /half HTTP/1.1\r\nX: ")
         wait_for(lambda: metric(part, "storeside_connections") == 40)
+        for number in range(2):
+            client = stack.enter_context(connect(part))
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.1 200"
+            assert rest(silent[number]) == b""
+            assert metric(part, "storeside_connections") == 40
+        silent[39].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert status(rest(silent[39])) == 200
+
+
+def test_connections_beyond_the_limit_are_turned_away(part: StoresidePart) -> None:
+    wait_for(lambda: metric(part, "storeside_connections") == 0)
+    before = metric(part, "storeside_connections_refused_total")
+    with contextlib.ExitStack() as stack:
+        for number in range(40):
+            client = stack.enter_context(connect(part))
+            client.sendall(head(part, "PUT", f"/busy/{number}", "Content-Length: 9") + b"1")
+        wait_for(lambda: metric(part, "storeside_transfers", direction="in") == 40)
+        assert rest(stack.enter_context(connect(part))).startswith(b"HTTP/1.1 503 ")
+        assert metric(part, "storeside_connections") == 40
     wait_for(lambda: put(part, f"/after/{time.time_ns()}").status == 201)
-    assert metric(part, "storeside_connections_refused_total") >= 1
+    assert metric(part, "storeside_connections_refused_total") == before + 1
 
 
 @pytest.mark.parametrize("count", [MAX_FIELDS - 10, MAX_FIELDS + 1])
@@ -494,12 +515,38 @@ def test_without_keys_it_is_not_healthy(tmp_path: Path) -> None:
         assert "no usable key" in part.log.read_text()
 
 
-def test_tls(tmp_path: Path) -> None:
+def certificate(directory: Path) -> tuple[Path, Path]:
+    """A certificate for this machine, and its key."""
     openssl = find_program("openssl", "apt-get install openssl")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert, key = directory / "cert.pem", directory / "key.pem"
     making = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
     making += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
     subprocess.run(making, check=True, capture_output=True)
+    return cert, key
+
+
+def test_handshakes_that_never_end(tmp_path: Path) -> None:
+    """They count as connections, are over when a head would have to be, and leave no file open."""
+    cert, key = certificate(tmp_path)
+    options = ["--tls-cert", str(cert), "--tls-key", str(key), "--connections", "5", "--head-seconds", "2"]
+    context = ssl.create_default_context(cafile=cert)
+    with start(tmp_path, options=options) as part, contextlib.ExitStack() as stack:
+        files = len(os.listdir(f"/proc/{part.pid}/fd"))
+        silent = [stack.enter_context(connect(part)) for _ in range(50)]
+        for client in silent[5:]:
+            assert rest(client) == b""
+        assert [rest(client) for client in silent[:5]] == [b""] * 5
+        wait_for(lambda: metric(part, "storeside_connections") == 0)
+        wait_for(lambda: len(os.listdir(f"/proc/{part.pid}/fd")) <= files)
+        assert metric(part, "storeside_connections_refused_total") >= 1
+        for _ in range(20):
+            with urllib.request.urlopen(f"{part.url.replace('http', 'https', 1)}/healthz", timeout=30, context=context) as answer:
+                assert answer.status == 200
+        assert "Traceback" not in part.log.read_text()
+
+
+def test_tls(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
     context = ssl.create_default_context(cafile=cert)
     with start(tmp_path, options=["--tls-cert", str(cert), "--tls-key", str(key)]) as part:
         body = os.urandom(3 * MIB)

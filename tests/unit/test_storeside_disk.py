@@ -11,7 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.storeside.application import Application
+from broker.storeside.counted import Counted
 from broker.storeside.disk import Record, Tree, disk_errors, segments
+from broker.storeside.gate import Gate
+from broker.storeside.jwks import KeySource
+from broker.storeside.limits import Limits
 from broker.storeside.receive import Received
 from broker.storeside.refused import Refused
 from broker.storeside.uploads import REMEMBER_SECONDS, Uploads, Wanted
@@ -100,6 +105,40 @@ def test_finishing_goes_on_after_a_crash_between_link_and_note(tmp_path: Path) -
     assert uploads.finish("/a", "u", [Wanted(0, 4)], {}, 4, None)["size"] == 4
     assert os.listdir(directory) == ["ended"]
     assert (tmp_path / "a").read_bytes() == b"data"
+
+
+def test_one_part_is_not_sent_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each try costs lines in the journal, which is read whole at the end."""
+    tree = Tree(tmp_path)
+    uploads = Uploads(tree)
+    monkeypatch.setattr("broker.storeside.uploads.MAX_JOURNAL_BYTES", 4000)
+
+    def send(times: int) -> None:
+        for _ in range(times):
+            with uploads.part("/a", "u", 0, 4) as descriptor:
+                os.pwrite(descriptor, b"data", 0)
+                uploads.record("/a", "u", 0, descriptor, Received(4, "a" * 64, "b" * 32))
+
+    with pytest.raises(Refused) as refused:
+        send(1000)
+    assert refused.value.status == 409
+    (journal,) = tmp_path.glob(".broker/uploads/*/journal")
+    assert 4000 < journal.stat().st_size < 4500
+    assert uploads.finish("/a", "u", [Wanted(0, 4)], {}, 4, None)["size"] == 4
+
+
+def test_what_was_left_just_before_a_start_goes_too(tmp_path: Path) -> None:
+    """A server that is started again at once must not keep it until the next start."""
+    tree = Tree(tmp_path)
+    left = tmp_path / ".broker" / "tmp" / "left"
+    left.write_bytes(b"half")
+    application = Application(Tree(tmp_path), Gate(KeySource("none"), audience="a", issuer="i"), Limits(), Counted())
+    assert left.exists()
+    os.utime(left, (time.time() - 61, time.time() - 61))
+    with tree.temporary() as (_, name):
+        os.utime(tmp_path / ".broker" / "tmp" / name, (time.time() - 61, time.time() - 61))
+        application.forget(time.time())
+        assert os.listdir(tmp_path / ".broker" / "tmp") == [name]
 
 
 @pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 507), (errno.EDQUOT, 507), (errno.ENAMETOOLONG, 400), (errno.EIO, 500)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from broker.claims import TransferToken
 from broker.storeside.conditional import Conditions, http_date
+from broker.storeside.disk import Tree
 from broker.storeside.refused import Refused
 from broker.storeside.used import MARGIN_SECONDS, Used
 
@@ -45,6 +47,27 @@ def test_a_failure_takes_the_mark_back(used: Used) -> None:
         raise KeyboardInterrupt
     used.check(TOKEN)
     assert take(used)
+
+
+def test_a_disk_that_fails_keeps_the_mark(used: Used, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The object is gone when syncing its directory fails; the token would delete the next one of that name."""
+    (tmp_path / "root").mkdir()
+    tree = Tree(tmp_path / "root")
+    (tmp_path / "root" / "a").write_bytes(b"x")
+    sync = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), os.stat(tmp_path / "root")):
+            raise OSError(errno.EIO, "the disk failed")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(Refused) as refused, used.once(TOKEN):
+        tree.delete("/a")
+    assert refused.value.status == 500
+    assert not (tmp_path / "root" / "a").exists()
+    with pytest.raises(Refused, match="was used"):
+        used.check(TOKEN)
 
 
 def test_marks_are_forgotten_after_their_tokens(used: Used, tmp_path: Path) -> None:
