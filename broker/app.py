@@ -6,6 +6,7 @@ Order of a start: database, schema, keys, memory, jobs, metrics listener, API li
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import stat
@@ -164,6 +165,10 @@ def build_policy(numbers: config.PolicyNumbers) -> Policy:
         paths=replace(default.paths, half_life_seconds=ranking.half_life_seconds),
         admit=_with_numbers(default.admit, numbers.admission, "policy.admission", wrong),
     )
+    for kind in ("lease", "ticket", "retry"):
+        least, most = (getattr(policy.admit, f"{end}_{kind}_seconds") for end in ("min", "max"))
+        if least > most:
+            wrong.append(f"policy.admission.min_{kind}_seconds: {least:g} is more than policy.admission.max_{kind}_seconds, {most:g}")
     if wrong:
         raise ConfigError(*wrong)
     return policy
@@ -371,7 +376,12 @@ async def _listen(
     elif bound:
         listeners = [await loop.create_server(make, sock=listener, **how) for listener in bound]
     else:
-        listeners = [await loop.create_server(make, address.host, address.port, reuse_port=reuse_port or None, **how)]
+        try:
+            listeners = [await loop.create_server(make, address.host, address.port, reuse_port=reuse_port or None, **how)]
+        except OSError as error:
+            trouble = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror  # its text has the address again
+            hint = "; http.listen and http.metrics_listen choose others" if error.errno == errno.EADDRINUSE else ""
+            raise OSError(error.errno, f"cannot listen on {address}: {trouble}{hint}") from None
 
     async def stop() -> None:
         for listener in listeners:

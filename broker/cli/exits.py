@@ -29,16 +29,16 @@ INTERRUPTED = 130
 Value = TypeVar("Value")
 
 _HINTS: dict[type[errors.BrokerError], str] = {
-    errors.Unauthenticated: "set BROKER_TOKEN to a valid token; make one with: broker token create",
-    errors.Forbidden: "ask for a token with a larger role",
-    errors.NotFound: "broker ls lists what this token may see",
+    errors.Unauthenticated: "set BROKER_TOKEN to a valid token; its operator makes one with: broker token create (--config …)",
+    errors.Forbidden: "ask for a token with a larger role: broker token create --role admin, service, member or reader",
+    errors.NotFound: "broker ls (images, stores, replicas, sites) and broker key list show what this token may see",
     errors.NoSource: "broker ticket IMAGE shows why each store is excluded",
     errors.NoDestination: "broker ls stores lists stores; broker store probe NAME tells what one can do",
     errors.Busy: "try again later",
     errors.PreconditionFailed: "somebody changed it meanwhile: look again, then repeat",
     errors.Gone: "run the same command again: it begins anew",
     errors.Mismatch: "nothing was kept at the store; run the same command again",
-    errors.StoreUnavailable: "try again later, or choose another store",
+    errors.StoreUnavailable: "is the store running, are its address and its credential right? Else try again later, or elsewhere",
     errors.Unavailable: "try again later",
 }
 
@@ -73,7 +73,7 @@ def explain(error: errors.BrokerError | ClientError) -> list[str]:
         lines[0] += f" (field {error.field}" + (f", expected {error.expected})" if error.expected else ")")
     lines += [f"  {item['store']}: {item['reason']}" for item in error.extra.get("excluded", ())]
     hint = next((text for kind, text in _HINTS.items() if isinstance(error, kind)), "")
-    if error.retry_after:
+    if error.retry_after and not isinstance(error, errors.StoreUnavailable):
         hint = f"try again in {error.retry_after:.0f} s"
     return lines + ([hint] if hint else [])
 

@@ -57,7 +57,7 @@ def load(config_file: Path | None) -> config.Settings:
 @config_option
 @click.option("--only", type=click.Choice(["api", "jobs"]), help="Answer requests only, or do the background work only.")
 @click.option(
-    "--user", metavar="NAME", help="Started as root: open ports and the key passphrase as root, then become this account for good."
+    "--user", metavar="NAME", help="Started as root: read the secrets and open the ports as root, then become this account for good."
 )
 @click.option(
     "--check-config", is_flag=True, help="Serve nothing: show every setting and all that is wrong. Ends with 2 when something is."
@@ -122,6 +122,8 @@ def _check(config_file: Path | None, user: str | None) -> None:
 def _start(config_file: Path | None, user: str | None, only: str | None, workers: int, worker_socket: Path | None) -> None:
     if user is not None and workers > 1:
         raise config.ConfigError("--user: workers cannot share what was opened as root; start them as that account (systemd: User=)")
+    if only == "jobs" and workers > 1:
+        raise config.ConfigError("--workers: they answer requests, and --only jobs answers none")
     become = _account(user)
     settings = config.load(config_file)
     log.configure(settings.log.level, settings.log.format)

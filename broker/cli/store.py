@@ -18,7 +18,10 @@ from broker.client.api import Broker
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _CLEARED = "none"
-_SETTINGS = "s3: bucket, region, style; swift: account, container, digest; http: audience, prefix. May be repeated."
+_SETTINGS = (
+    "s3: bucket, region, style; swift: account, container, segments_container, digest; http: audience; each: prefix, weak_uploads. "
+    "May be repeated."
+)
 
 
 class _Limit(click.ParamType[Any]):

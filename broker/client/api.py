@@ -69,8 +69,8 @@ class Broker:
     ) -> None:
         self.url = settings.find_url(url)
         self.patience = patience
-        who = settings.find_authorization(token, token_file)
-        self._headers = {"X-Client-Instance": settings.instance(), "Accept": "application/json", **who}
+        self._who = settings.find_authorization(token, token_file)
+        self._headers = {"X-Client-Instance": settings.instance(), "Accept": "application/json", **self._who}
         self._trust = settings.trust()
         self._session: aiohttp.ClientSession | None = None
 
@@ -345,6 +345,21 @@ class Broker:
                 return await self._once(method, path, data, headers, query)
         raise AssertionError("unreachable")  # the loop returns or raises
 
+    def _unreachable(self, error: Exception) -> BrokerUnreachable:
+        """What to raise for an error of the network; its class alone is told, since texts of these errors may quote the request."""
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            reason = getattr(error.certificate_error, "verify_message", "") or "it does not fit"
+            return BrokerUnreachable(
+                f"the certificate of the broker at {self.url} is not believed: {reason}",
+                "if it is from an authority of your own, set BROKER_CA_FILE to that one's certificate",
+            )
+        hint = "is it running, and is --url or BROKER_URL right?"
+        if isinstance(error, aiohttp.ClientConnectorSSLError):
+            hint = "does it speak TLS? Try http://"
+        elif isinstance(error, aiohttp.ServerDisconnectedError) and self.url.startswith("http://"):
+            hint += " If it speaks TLS, the URL begins with https://"
+        return BrokerUnreachable(f"the broker at {self.url} does not answer ({type(error).__name__})", hint)
+
     async def _once(
         self, method: str, path: str, data: bytes | None, headers: Mapping[str, str], query: Mapping[str, str] | None
     ) -> tuple[dict[str, Any], str | None]:
@@ -357,15 +372,16 @@ class Broker:
                 content = await answer.read()
                 status, etag, pause = answer.status, answer.headers.get("ETag"), answer.headers.get("Retry-After")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise BrokerUnreachable(
-                f"the broker at {self.url} does not answer ({type(error).__name__})", "is it running, and is --url or BROKER_URL right?"
-            ) from None
+            raise self._unreachable(error) from None
         document = _json(content)
         ours = str(document.get("type", "")).startswith("/problems/") if status >= 300 else bool(document) or not content
         if not ours and (status < 400 or status in _FOREIGN):
             raise NoBroker(f"what answers at {self.url} is no broker (status {status})", "is --url or BROKER_URL right?")
         if status >= 300:
-            raise problem(status, document, pause)
+            refused = problem(status, document, pause)
+            if isinstance(refused, errors.Unauthenticated) and (trouble := settings.trouble_with(self._who)):
+                refused.detail = trouble
+            raise refused
         return document, etag
 
 

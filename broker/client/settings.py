@@ -12,10 +12,15 @@ BROKER_CA_FILE        certificates of authorities to be believed besides the sys
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import socket
 import ssl
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -80,6 +85,20 @@ def _checked(token: str, where: str, maker: str = "broker token create") -> str:
     return token
 
 
+def trouble_with(authorization: Mapping[str, str]) -> str:
+    """What can be said of a refused `find_authorization` from here: nothing was sent, or a bearer token that has ended. It is not shown."""
+    if not authorization:
+        return "No token was sent."
+    try:
+        payload = authorization.get("Authorization", "").split(".")[1]
+        end = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]
+        if end < time.time():
+            return f"The token ended at {datetime.fromtimestamp(end, UTC):%Y-%m-%dT%H:%M:%SZ}."
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError, OSError):
+        pass  # whatever it is, the broker has refused it
+    return ""
+
+
 def trust() -> ssl.SSLContext:
     """Whose certificates are believed, those of the broker and of stores. Raises `WrongSetting` when BROKER_CA_FILE cannot be used."""
     return _trust(os.environ.get("BROKER_CA_FILE", ""))
@@ -91,8 +110,9 @@ def _trust(file: str) -> ssl.SSLContext:
     if file:
         try:
             context.load_verify_locations(file)
-        except OSError as error:  # an SSLError too
-            raise WrongSetting(f"BROKER_CA_FILE: {file}: {error.strerror or 'no PEM of certificates'}", "name a PEM file") from None
+        except OSError as error:
+            trouble = "no PEM of certificates" if isinstance(error, ssl.SSLError) else error.strerror
+            raise WrongSetting(f"BROKER_CA_FILE: {file}: {trouble}", "name a PEM file of certificates") from None
     return context
 
 

@@ -73,7 +73,7 @@ class Exchange:
         if 300 <= status < 400:
             return StoreUnavailable(f"store {self._store} redirects, which is never followed")
         if status in (401, 403):
-            return StoreUnavailable(f"store {self._store} refuses the broker's credential ({status})")
+            return StoreUnavailable(f"store {self._store} refuses what the broker signed ({status})")
         return StoreUnavailable(f"store {self._store} answered {status}")
 
     def nonsense(self, what: str) -> StoreUnavailable:

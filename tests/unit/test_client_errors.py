@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import jwt
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -149,3 +150,35 @@ def test_tries_are_not_told_among_the_results() -> None:
     done = subprocess.run([program, "ls", "--url", "http://127.0.0.1:1", "--wait", "1"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (6, "")
     assert done.stderr.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({}, "No token was sent."),
+        ({"Authorization": f"Bearer {jwt.encode({'exp': 1_700_000_000}, 'k' * 32)}"}, "The token ended at 2023-11-14T22:13:20Z."),
+        ({"Authorization": f"Bearer {jwt.encode({'exp': 32_503_680_000}, 'k' * 32)}"}, ""),
+        ({"Authorization": f"Bearer {jwt.encode({'sub': 'x'}, 'k' * 32)}"}, ""),
+        ({"Authorization": "Bearer a.b.c"}, ""),
+        ({"Authorization": "Bearer a.W10.c"}, ""),
+        ({"Authorization": "Bearer nonsense"}, ""),
+        ({"X-Auth-Token": "gAAAAA"}, ""),
+    ],
+)
+def test_what_is_wrong_with_a_refused_token_is_said_where_it_can_be_known(headers: dict[str, str], said: str) -> None:
+    assert settings.trouble_with(headers) == said
+
+
+async def test_a_token_that_has_ended_is_said_to_have() -> None:
+    async def refuse(_: web.Request) -> web.Response:
+        return web.json_response(errors.Unauthenticated().problem(), status=401)
+
+    application = web.Application()
+    application.router.add_get("/{path:.*}", refuse)
+    token = jwt.encode({"exp": 1_700_000_000}, "k" * 32)
+    async with TestServer(application) as server, Broker(str(server.make_url("/")), token) as broker:
+        with pytest.raises(errors.Unauthenticated) as caught:
+            await broker.store("a")
+    lines = exits.explain(caught.value)
+    assert "ended at 2023-11-14" in lines[0] and "broker token create" in lines[-1]
+    assert token not in "".join(lines)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
-from broker import config
+from broker import app, config
 from broker.credentials import Credential, CredentialError, Credentials
 from broker.model import Role
+from broker.service.context import Policy
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +84,14 @@ def test_a_whole_file() -> None:
         ({"auth": {"keystone": {"url": "http://id", "recheck_seconds": 3601}}}, "auth.keystone.recheck_seconds"),
         ({"auth": {"keystone": {"url": "http://id", "roles": {"x": "god"}}}}, "auth.keystone.roles.x"),
         ({"policy": {"ranking": {"sharpness": "sharp"}}}, "policy.ranking.sharpness"),
+        ({"policy": {"ranking": {"prior_rates": []}}}, "policy.ranking.prior_rates"),
+        ({"policy": {"ranking": {"prior_setups": [0.1, -0.1]}}}, "policy.ranking.prior_setups.1"),
+        ({"policy": {"ranking": {"success_floor": 0}}}, "policy.ranking.success_floor: 0 is less than the minimum of 0.001"),
+        ({"policy": {"ranking": {"exploration": 1.1}}}, "policy.ranking.exploration"),
+        ({"policy": {"admission": {"margin": 0.9}}}, "policy.admission.margin"),
+        ({"policy": {"uploads": {"url_ttl_seconds": 0}}}, "policy.uploads.url_ttl_seconds"),
+        ({"policy": {"uploads": {"url_ttl_seconds": 604801}}}, "policy.uploads.url_ttl_seconds"),
+        ({"policy": {"uploads": {"first_parts": 1001}}}, "policy.uploads.first_parts"),
         ({"log": {"level": "loud"}}, "log.level"),
     ],
 )
@@ -88,6 +100,26 @@ def test_refusals_name_the_field(document: dict[str, Any], words: str) -> None:
         config.parse(document)
     assert words in str(error.value)
     assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["lease", "ticket", "retry"])
+def test_no_policy_is_longer_at_least_than_at_most(kind: str) -> None:
+    document = {"policy": {"admission": {f"min_{kind}_seconds": 100, f"max_{kind}_seconds": 99}}}
+    with pytest.raises(config.ConfigError, match=f"min_{kind}_seconds: 100 is more than policy.admission.max_{kind}_seconds, 99"):
+        app.build_policy(config.parse(document).policy)
+    document["policy"]["admission"][f"max_{kind}_seconds"] = 100
+    app.build_policy(config.parse(document).policy)
+
+
+def test_every_default_of_the_policy_is_allowed_and_has_bounds() -> None:
+    policy = Policy()
+    bounds = orjson.loads((resources.files("broker.schemas") / "config.json").read_bytes())["properties"]["policy"]["properties"]
+    sections: dict[str, Any] = {"ranking": policy.rank, "admission": policy.admit, "uploads": policy}
+    for section, defaults in sections.items():
+        numbers = {each.name: getattr(defaults, each.name) for each in fields(defaults)}
+        numbers = {name: value for name, value in numbers.items() if isinstance(value, int | float | tuple)}
+        config.parse({"policy": {section: {name: list(v) if isinstance(v, tuple) else v for name, v in numbers.items()}}})
+        assert set(bounds[section]["properties"]) == set(numbers)
 
 
 def test_a_keystone(home: Path) -> None:

@@ -45,7 +45,7 @@ def test_it_stops_when_told_and_logs_json(database: str, tmp_path: Path) -> None
         _, status = os.waitpid(broker.pid, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         events = [json.loads(line)["event"] for line in broker.log.read_text().splitlines()]
-    assert events[-2:] == ["ready", "stopping"]
+    assert "ready" in events and events[-1] == "stopping"
 
 
 def test_jobs_alone_listen_for_the_operator_only(database: str, tmp_path: Path) -> None:

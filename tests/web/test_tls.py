@@ -80,14 +80,16 @@ async def test_who_believes_the_authority_is_answered(secured: Secured, monkeypa
         assert [image async for image in client.images()] == []
     monkeypatch.delenv("BROKER_CA_FILE")
     async with Broker(url, secured.broker.token(), patience=0) as client:
-        with pytest.raises(BrokerUnreachable):
+        with pytest.raises(BrokerUnreachable, match=r"the certificate of the broker at https://.* is not believed") as caught:
             await client.service()
+        assert "BROKER_CA_FILE" in caught.value.hint
     async with Broker(secured.broker.url, secured.broker.token(), patience=0) as client:  # no TLS
-        with pytest.raises(BrokerUnreachable):
+        with pytest.raises(BrokerUnreachable) as caught:
             await client.service()
-    for bad in (secured.key, Path("/nowhere.pem")):
+        assert "https://" in caught.value.hint
+    for bad, said in ((secured.key, "no PEM of certificates"), (Path("/nowhere.pem"), "No such file")):
         monkeypatch.setenv("BROKER_CA_FILE", str(bad))
-        with pytest.raises(WrongSetting, match="BROKER_CA_FILE"):
+        with pytest.raises(WrongSetting, match=f"BROKER_CA_FILE: .*{said}"):
             Broker(url, "token")
 
 

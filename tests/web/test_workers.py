@@ -96,4 +96,11 @@ def test_workers_that_cannot_start_end_all(database: str, tmp_path: Path) -> Non
         ended = subprocess.run(
             [program, "serve", "--config", str(file), "--workers", "2"], capture_output=True, text=True, timeout=120, check=False
         )
-    assert ended.returncode == 1 and "in use" in ended.stderr and "Traceback" not in ended.stderr
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "Address already in use; http.listen and http.metrics_listen choose others" in ended.stderr
+
+
+def test_workers_do_not_do_the_background_work_alone() -> None:
+    program = find_program("broker", "pip install -e '.[test]'")
+    ended = subprocess.run([program, "serve", "--only", "jobs", "--workers", "2"], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2 and "--workers" in ended.stderr
