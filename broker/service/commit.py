@@ -30,7 +30,7 @@ from broker.service import replicas as replica_service
 from broker.service.context import Context
 from broker.service.summary import summary
 from broker.service.targets import complain
-from broker.service.upload import active_place, forget, own, seen_parts
+from broker.service.upload import active_place, forget, own_to_write, seen_parts
 from broker.verify import Accepted, Declaration, Mismatched, PartDeclared, Verdict, combined, declaration_problems, parts_problem, verdict
 
 _POLL_SECONDS = 0.25
@@ -76,13 +76,13 @@ class _TakenOver(Exception):
 async def commit(context: Context, client: Client, ticket: UUID, request: Mapping[str, Any]) -> dict[str, Any]:
     """Make the uploaded bytes a replica; the same again gives the same answer.
 
-    Raises `NotFound`, `Gone`, `Invalid`, `Conflict` (another declaration), `NotUploaded`, `Mismatch`, `Unverifiable`,
+    Raises `NotFound`, `Forbidden`, `Gone`, `Invalid`, `Conflict` (another declaration), `NotUploaded`, `Mismatch`, `Unverifiable`,
     `NoDestination` (no room), `StoreUnavailable`.
     """
     loop = asyncio.get_running_loop()
     patience = loop.time() + _PATIENCE_SECONDS
     while loop.time() < patience:
-        upload = await own(context, client, ticket)
+        upload = await own_to_write(context, client, ticket)
         if upload.state is UploadState.COMMITTED:
             _same(upload, request)
             return await _answer(context, client, upload)

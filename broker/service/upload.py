@@ -46,7 +46,7 @@ async def upload(context: Context, client: Client, request: Mapping[str, Any], t
             if await uploads.get(context.db, id) is None:
                 raise
             # The same request came twice at once, and the other one wrote it.
-    mine = await own(context, client, id)
+    mine = await own_to_write(context, client, id)
     if mine.state is UploadState.OPEN and not mine.expired:
         await _take_one(context, client, mine, excluded)
         mine = await own(context, client, id)
@@ -158,8 +158,8 @@ async def _record(context: Context, client: Client, upload: Upload) -> None:
 
 
 async def sign_parts(context: Context, client: Client, ticket: UUID, request: Mapping[str, Any]) -> dict[str, Any]:
-    """URLs for parts, bound to what is known of them by now. Raises `NotFound`, `Gone`, `Invalid`, `Conflict`, `StoreUnavailable`."""
-    mine = destinations.open_(await own(context, client, ticket))
+    """URLs for parts, bound to what is known of them by now. Raises `NotFound`, `Forbidden`, `Gone`, `Invalid`, `Conflict`, `StoreUnavailable`."""
+    mine = destinations.open_(await own_to_write(context, client, ticket))
     size = request.get("size")
     if size is not None and size != mine.size:
         mine = await _bind_size(context, mine, size)
@@ -175,7 +175,7 @@ async def sign_parts(context: Context, client: Client, ticket: UUID, request: Ma
 
 async def activate_destination(context: Context, client: Client, ticket: UUID, request: Mapping[str, Any]) -> dict[str, Any]:
     """Take a standby place. Raises `NotFound`, `Gone`, `Invalid`, `Busy`, `NoDestination`, `StoreUnavailable`."""
-    mine = destinations.open_(await own(context, client, ticket))
+    mine = destinations.open_(await own_to_write(context, client, ticket))
     store = context.memory.store(request["store"])
     if store is None or mine.destination(store.id) is None:
         raise errors.Invalid("The ticket names no such store.", field="store", expected="a store of the ticket's destinations")
@@ -185,7 +185,7 @@ async def activate_destination(context: Context, client: Client, ticket: UUID, r
 
 async def refresh_upload(context: Context, client: Client, ticket: UUID) -> dict[str, Any]:
     """The same places with new URLs, for parts those that have not arrived. Raises `NotFound`, `Gone`, `Busy`, `StoreUnavailable`."""
-    mine = await own(context, client, ticket)
+    mine = await own_to_write(context, client, ticket)
     if mine.state is UploadState.COMMITTED or mine.state is UploadState.COMMITTING:
         return await _answer(context, mine, [])
     mine = destinations.open_(mine)
@@ -274,6 +274,14 @@ async def own(context: Context, client: Client, id: UUID) -> Upload:
     principal = client.principal
     if found is None or (found.project, found.subject) != (principal.project, principal.subject):
         raise errors.NotFound("No such ticket.")
+    return found
+
+
+async def own_to_write(context: Context, client: Client, id: UUID) -> Upload:
+    """The client's own upload, which opens nothing more once the role that it was given by is gone. Raises `NotFound`, `Forbidden`."""
+    found = await own(context, client, id)
+    if not client.principal.may_write:
+        raise errors.Forbidden("The role reader may not upload.")
     return found
 
 

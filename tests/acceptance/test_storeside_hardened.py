@@ -303,9 +303,11 @@ def test_a_reader_that_is_slow_but_not_too_slow(impatient: StoresidePart) -> Non
 def test_answers_that_are_never_read(tmp_path: Path) -> None:
     """Of pipelined requests: the server keeps no more of them than fits in a buffer, and not for long."""
     with start(tmp_path, options=["--slow-seconds", "1", "--slow-bytes", "50000"]) as part:
+        put(part, "/told", **{"X-Broker-Meta-text": "x" * 2000})
         with connect(part) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            push(client, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 1000, pause=0)
+            # Long answers: megabytes have to be waiting before the kernel takes no more of them.
+            push(client, f"HEAD /told?token={part.token('GET', '/told')} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 20, pause=0)
         assert metric(part, "storeside_slow_clients_total", direction="out") == 1
         assert do(part, "HEAD", "/none").status == 404
 

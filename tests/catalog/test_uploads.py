@@ -290,6 +290,27 @@ async def test_readers_strangers_and_publishers(desk: Desk) -> None:
         await upload.upload(context, ME, {"operation": "upload", "image": ticket["image"], "format": "qcow2"})
 
 
+async def test_who_may_write_no_more_gets_nothing_more_of_an_upload(desk: Desk) -> None:
+    """Else whoever lost the role could go on for as long as an upload can be kept alive."""
+    store = await desk.fake()
+    context = await desk.broker()
+    single, parts = await put(context, store), await upload.upload(context, ME, new(None))
+    reader = client(role=Role.READER)
+    for ticket in map(UUID, (single["id"], parts["id"])):
+        for verb in (
+            upload.refresh_upload(context, reader, ticket),
+            upload.sign_parts(context, reader, ticket, {"numbers": [1]}),
+            upload.activate_destination(context, reader, ticket, {"store": "fake"}),
+            upload.upload(context, reader, new(), ticket),
+            commits.commit(context, reader, ticket, said()),
+        ):
+            with pytest.raises(errors.Forbidden):
+                await verb
+        assert (await upload.upload_state(context, reader, ticket))["state"] == "open"
+    await upload.release_upload(context, reader, UUID(parts["id"]))
+    assert (await commits.commit(context, ME, UUID(single["id"]), said()))["state"] == "committed"
+
+
 async def test_private_stores_are_no_destination_and_no_reason(desk: Desk) -> None:
     await desk.fake("node", exposure=Exposure.SERVICE)
     await desk.fake("weak", Abilities(reads=True, writes=True, observes=("md5",)))
