@@ -158,7 +158,10 @@ async def _record(context: Context, client: Client, upload: Upload) -> None:
 
 
 async def sign_parts(context: Context, client: Client, ticket: UUID, request: Mapping[str, Any]) -> dict[str, Any]:
-    """URLs for parts, bound to what is known of them by now. Raises `NotFound`, `Forbidden`, `Gone`, `Invalid`, `Conflict`, `StoreUnavailable`."""
+    """URLs for parts, bound to what is known of them by now.
+
+    Raises `NotFound`, `Forbidden`, `Gone`, `Invalid`, `Conflict`, `StoreUnavailable`.
+    """
     mine = destinations.open_(await own_to_write(context, client, ticket))
     size = request.get("size")
     if size is not None and size != mine.size:
