@@ -199,7 +199,8 @@ class TooManyConnections(BrokerError):
 
 
 class Unavailable(BrokerError):
-    """The catalogue cannot be reached. Nothing was half done; the same request may be sent again."""
+    """The catalogue, or who issued the token, cannot be reached, or too many large bodies are under way. Nothing was half done; the same
+    request may be sent again."""
 
     status, type, title = 503, "unavailable", "Temporarily unavailable"
 

@@ -32,6 +32,7 @@ from broker.model import Client, Principal
 from broker.service.context import Context
 from broker.web import contract, problem
 from broker.web.auth import Authenticator
+from broker.web.bodies import Bodies, Share
 from broker.web.call import Answer, Call
 from broker.web.client import INSTANCE_HEADER, ClientFinder
 from broker.web.keystone_tokens import AUTH_TOKEN_HEADER, SERVICE_TOKEN_HEADER, KeystoneTokens
@@ -140,6 +141,7 @@ class Api:
         self._clients = clients
         self._refusals = refusals
         self._limit = body_limit_bytes
+        self._bodies = Bodies()
         self._ids = count()
         self._prefix = urandom(6).hex()
 
@@ -195,7 +197,7 @@ class Api:
         if given:
             call.headers = route.headers(given)
         if route.body is not None:
-            call.body = route.body(await self._read(request, route.media_type or _JSON, min(route.body_limit, self._limit)))
+            call.body = route.body(await self._read(request, client, route.media_type or _JSON, min(route.body_limit, self._limit)))
         elif request.body_exists and request.content_length != 0:
             raise errors.Malformed("This operation takes no body.")
         return await route.handler(call)
@@ -232,8 +234,8 @@ class Api:
             return await authenticate(None)
         return await self._refusals.check(self._clients.address_of(peer, forwarded), token, authenticate)
 
-    async def _read(self, request: web.BaseRequest, media_type: str, limit: int) -> bytes:
-        """The body of an operation that takes one. Raises `UnsupportedMediaType`, `TooLarge`, `Malformed`."""
+    async def _read(self, request: web.BaseRequest, client: Client | None, media_type: str, limit: int) -> bytes:
+        """The body of an operation that takes one. Raises `UnsupportedMediaType`, `TooLarge`, `Malformed`, `Unavailable`."""
         given = request.headers.get(_CONTENT_TYPE, "")
         if given != media_type and given.partition(";")[0].strip().lower() not in (media_type, _JSON):
             if not request.body_exists:
@@ -241,17 +243,19 @@ class Api:
             raise errors.UnsupportedMediaType(field="Content-Type", expected=media_type)
         if _CONTENT_ENCODING in request.headers:
             raise errors.UnsupportedMediaType(field="Content-Encoding", expected="no encoding")
-        return await self._payload(request, limit)
+        return await self._payload(request, client, limit)
 
-    async def _payload(self, request: web.BaseRequest, limit: int) -> bytes:
+    async def _payload(self, request: web.BaseRequest, client: Client | None, limit: int) -> bytes:
         length = request.content_length
         if length is not None and length > limit:
             raise errors.TooLarge(f"The body is over {limit} bytes.")
         try:
             content = request.content
             if not content.is_eof():
-                async with asyncio.timeout(BODY_SECONDS):
-                    return await _up_to(content, limit)
+                whose = None if client is None else (client.principal.project, client.principal.subject)
+                with self._bodies.arriving(whose) as share:
+                    async with asyncio.timeout(BODY_SECONDS):
+                        return await _up_to(content, limit, share)
             body = content.read_nowait()  # what nearly always has arrived with the head
         except TimeoutError:
             raise errors.Malformed("The body did not arrive in time.") from None
@@ -262,13 +266,14 @@ class Api:
         return body
 
 
-async def _up_to(stream: aiohttp.StreamReader, limit: int) -> bytes:
-    """The body as it arrives. Raises `TooLarge`."""
+async def _up_to(stream: aiohttp.StreamReader, limit: int, share: Share) -> bytes:
+    """The body as it arrives. Raises `TooLarge`, `Unavailable`."""
     content = bytearray()
     async for chunk in stream.iter_any():
         content += chunk
         if len(content) > limit:
             raise errors.TooLarge(f"The body is over {limit} bytes.")
+        share.take(len(chunk))
     return bytes(content)
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from broker.errors import Unavailable
+from broker.model import Role
 from broker.web import listen
+from broker.web.bodies import Bodies
 from tests.parts.broker import Api, RunningBroker, broker_on
 
 SHORT = listen.Bounds(head_seconds=2.0, idle_seconds=20.0, answer_seconds=1.0)
@@ -161,6 +164,58 @@ async def test_who_does_not_read_its_answers_is_hung_up_on(hasty: RunningBroker)
                     await writer.drain()
         while not await counted(hasty, 'broker_http_refusals_total{reason="answer-unread"}'):
             await asyncio.sleep(0.05)
+
+
+async def test_bodies_that_never_end_fill_no_memory(broker: RunningBroker, session: aiohttp.ClientSession) -> None:
+    """Of one principal four of the largest are kept, whatever number of connections it opens; everybody else goes on."""
+    size = 8 << 20
+    large = b'{"tickets":[{"operation":"download","image":"x"}]}'.ljust(size)
+
+    async def send(token: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        head = f"POST /v1/tickets:batch HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: {size}\r\n"
+        writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        await writer.drain()
+
+    async with contextlib.AsyncExitStack() as stack:
+        token = broker.token(Role.READER, subject="mallory")
+        connections = [await stack.enter_async_context(connected(broker)) for _ in range(6)]
+        for reader, writer in connections:
+            await send(token, reader, writer, large[:-1])
+        refused = [asyncio.create_task(reader.readuntil(b"\r\n\r\n")) for reader, _ in connections]
+        async with asyncio.timeout(60):
+            while sum(task.done() for task in refused) < 2:
+                await asyncio.sleep(0.05)
+        answers = [task.result() for task in refused if task.done()]
+        assert len(answers) == 2
+        assert all(answer.startswith(b"HTTP/1.1 503 ") and b"Retry-After: 1" in answer for answer in answers)
+        async with connected(broker) as (reader, writer):
+            await send(broker.token(subject="alice"), reader, writer, large)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+        assert (await Api(broker.url, session, token).get("/v1/images")).status == 200
+        for (_, writer), task in zip(connections, refused, strict=True):
+            if not task.done():
+                writer.write(large[-1:])
+                assert (await task).startswith(b"HTTP/1.1 400 ")
+    async with connected(broker) as (reader, writer):
+        await send(token, reader, writer, large)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+
+
+def test_what_bodies_may_hold() -> None:
+    bodies = Bodies(all_bytes=100, bytes_of_one=40)
+    with bodies.arriving("a") as first, bodies.arriving("a") as second, bodies.arriving("b") as other:
+        first.take(30)
+        second.take(10)
+        with pytest.raises(Unavailable):
+            second.take(1)
+        other.take(40)
+        with bodies.arriving("c") as late:
+            late.take(20)
+            with pytest.raises(Unavailable):
+                late.take(1)
+        with bodies.arriving("c") as late:
+            late.take(20)
+    assert (bodies.held, bodies._of) == (0, {})
 
 
 async def test_tokens_by_the_thousand_are_not_looked_at(database: str, tmp_path: Path, session: aiohttp.ClientSession) -> None:
