@@ -3,6 +3,7 @@ a body to. Also the pure `verify` as the README uses it."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import http.client
@@ -111,6 +112,19 @@ def test_what_is_put_comes_back(server: Server) -> None:
     assert do(server, "GET", "/none").status == 404
     assert do(server, "PUT", "/empty", b"", length=0, digest=sha256(b"")).status == 201
     assert do(server, "GET", "/empty") == (200, b"")
+
+
+def test_what_the_application_does_for_uploads(server: Server) -> None:
+    """Nothing is overwritten, the digest is told, and what is deleted is gone."""
+    path = "/once"
+    assert [do(server, "PUT", path, body).status for body in (DATA, b"other")] == [201, 412]
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("HEAD", f"{path}?token={token('GET', path)}")
+        told = connection.getresponse().headers["Repr-Digest"]
+    assert told == f"sha-256=:{base64.b64encode(hashlib.sha256(DATA).digest()).decode()}:"
+    assert [do(server, "DELETE", path).status for _ in range(2)] == [200, 404]
+    assert do(server, "GET", path).status == 404
 
 
 @pytest.mark.parametrize(
