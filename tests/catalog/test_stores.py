@@ -274,3 +274,15 @@ async def test_a_site_stays_while_stores_are_there_or_below(registry: Registry) 
     await site_service.delete_site(registry.context, ADMIN, "eu", 1)
     with pytest.raises(errors.NotFound):
         await site_service.delete_site(registry.context, ADMIN, "eu", None)
+
+
+async def test_a_store_of_the_version_before_is_an_internal_one(eu: Registry) -> None:
+    """Brokers of the version before are still running: their statement names no `internal` (design, invariant 12)."""
+    await service.create_store(eu.context, ADMIN, {**S3, "internal": False, "endpoint": "http://192.0.2.1"}, fresh())
+    await eu.db.execute(
+        """INSERT INTO stores (name, kind, site, endpoint, internal_endpoint, settings, credential, exposure, enabled, writable, cost,
+                               read_bandwidth, write_bandwidth, abilities, probe, probed_at)
+           SELECT 'b', kind, site, endpoint, internal_endpoint, settings, credential, exposure, enabled, writable, cost,
+                  read_bandwidth, write_bandwidth, abilities, probe, probed_at FROM stores WHERE name = 'a'"""
+    )
+    assert await eu.db.fetch("SELECT name, internal FROM stores ORDER BY name") == [("a", False), ("b", True)]
