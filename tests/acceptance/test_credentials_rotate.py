@@ -16,6 +16,7 @@ import pytest
 from broker.client.answers import instant
 from broker.sign.tempurl import temp_url
 from tests.parts.cluster import Brokers, brokers_on, fetch, ok, opened, put, register, s3_store, swift_store
+from tests.parts.condition import until
 from tests.parts.postgres import Postgres
 from tests.parts.seaweedfs import S3Part
 from tests.parts.swift import SwiftPart
@@ -121,7 +122,9 @@ async def test_keys_for_a_session_are_renewed_under_load(brokers: Brokers, seawe
             for at in (0, 1, 0, 1):
                 group.create_task(client(at))
             for turn in range(1, 8):
+                before = used
                 await asyncio.sleep(1)
+                await until(lambda before=before: used > before)  # type: ignore[misc]
                 renew(turn)
             last = pairs[7 % 2][0]
 
@@ -131,7 +134,6 @@ async def test_keys_for_a_session_are_renewed_under_load(brokers: Brokers, seawe
             await until_all(brokers, session, image, newest)
             stop.set()
     print(f"{used} URLs used while the credential was renewed 7 times")
-    assert used > 10
 
 
 async def test_the_two_key_slots_of_a_swift_account(brokers: Brokers, swift: SwiftPart) -> None:
@@ -170,9 +172,11 @@ async def test_the_two_key_slots_of_a_swift_account(brokers: Brokers, swift: Swi
         # The old one goes when no broker signs with it any more.
         await until_all(brokers, session, image, lambda place: signature(place, keys[1]))
         await set_keys("", keys[1])
-        async with asyncio.timeout(120):
-            while await status_of(session, old) != 401:
-                await asyncio.sleep(0.5)
+
+        async def old_is_dead() -> bool:
+            return await status_of(session, old) == 401
+
+        await until(old_is_dead, seconds=120)
         await until_all(brokers, session, image, lambda place: True)
 
 

@@ -28,7 +28,8 @@ from broker.stores.probe import probe
 from deploy.fill import fill
 from tests.acceptance import store_contract as contract
 from tests.parts import envoy, haproxy, nginx
-from tests.parts.front import DEPLOY, FrontPart, wait_for
+from tests.parts.condition import wait_for
+from tests.parts.front import DEPLOY, FrontPart
 from tests.parts.process import find_program
 from tests.parts.records import FRONT, storeside_record, without_clock
 

@@ -18,7 +18,8 @@ import pytest
 from broker.sign.token import TokenSigner, generate_key
 from tests.acceptance.test_fronts import KINDS, STARTS
 from tests.parts.broker import BrokerProcess, serve
-from tests.parts.front import FrontPart, wait_for
+from tests.parts.condition import wait_for
+from tests.parts.front import FrontPart
 from tests.parts.postgres import Postgres
 from tests.parts.process import answers, find_program
 from tests.parts.storeside import start as start_storeside

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -40,6 +40,7 @@ from tests.parts.cluster import (
     settle,
     sources,
 )  # fmt: skip
+from tests.parts.condition import until
 
 KINDS = ("weed", "disk", "swift")
 _numbers = itertools.count(1)
@@ -65,14 +66,6 @@ def member(cluster: Cluster, session: aiohttp.ClientSession) -> Api:
 @pytest.fixture
 def admin(cluster: Cluster, session: aiohttp.ClientSession) -> Api:
     return cluster.api(session, "admin")
-
-
-async def until(what: Callable[[], Awaitable[bool]], seconds: float) -> None:
-    """Wait until `what` holds; fail when that takes longer than `seconds`."""
-    end = time.monotonic() + seconds
-    while not await what():
-        assert time.monotonic() < end, "it did not come to pass in time"
-        await asyncio.sleep(0.05)
 
 
 async def change(admin: Api, path: str, body: dict[str, Any]) -> Any:
@@ -154,7 +147,7 @@ async def test_only_what_is_active_enabled_and_visible_is_offered(
 
     await put_into(db, sql)
     try:
-        await until(lambda: owner_sees({"shelf", "steady"} if "owner" in may else {"steady"}), 2)
+        await until(lambda: owner_sees({"shelf", "steady"} if "owner" in may else {"steady"}), seconds=2)
         if "owner" in may:
             await asyncio.sleep(0.6)  # nothing to see for the owner; a poll comes every 0.5 s
         for who, mine in apis.items():
@@ -181,7 +174,7 @@ async def test_only_what_is_active_enabled_and_visible_is_offered(
     finally:
         await db.execute(f"UPDATE replicas SET state = 'active' WHERE {WHERE['replicas']}")
         await db.execute(f"UPDATE stores SET enabled = true, exposure = 'public' WHERE {WHERE['stores']}")
-        await until(lambda: owner_sees({"shelf", "steady"}), 2)
+        await until(lambda: owner_sees({"shelf", "steady"}))
 
 
 async def test_an_image_that_may_not_be_read_gives_no_ticket(cluster: Cluster, session: aiohttp.ClientSession) -> None:
@@ -247,7 +240,7 @@ async def test_what_differs_leaves_every_brokers_tickets(store: str, cluster: Cl
     async def gone() -> bool:
         return set(sources(ok(await there.post("/v1/tickets", asked), 201))) == {other}
 
-    await until(gone, 2)
+    await until(gone, seconds=2)
     assert set(sources(ok(await there.post(f"/v1/tickets/{old['id']}/refresh")))) == {other}
     assert ok(await there.get(f"/v1/replicas/{made['replica']['id']}"))["state"] == "corrupt"
 
@@ -289,7 +282,7 @@ async def test_the_last_replica_stays(cluster: Cluster, session: aiohttp.ClientS
         kept = found[[reply.status for reply in deleted].index(409)]
         assert (await apis[1].delete(f"/v1/replicas/{kept['id']}", "*")).body["type"] == "/problems/last-replica"
         assert lies_at(cluster, kept["store"], kept["key"])
-        await until(lambda api=apis[1], blob=made["blob"]["id"], store=kept["store"]: offers(api, blob, {store}), 2)  # type: ignore[misc]
+        await until(lambda api=apis[1], blob=made["blob"]["id"], store=kept["store"]: offers(api, blob, {store}), seconds=2)  # type: ignore[misc]
         ticket = ok(await apis[1].post("/v1/tickets", {"operation": "download", "blob": made["blob"]["id"]}), 201)
         assert await fetch(session, ticket["sources"][0]) == data
 
@@ -327,7 +320,7 @@ async def test_only_delegated_bytes_that_no_image_needs_are_deleted(cluster: Clu
     async def gone() -> bool:
         return not lies_at(cluster, "weed", made["replica"]["key"])
 
-    await until(gone, 20)
+    await until(gone)
     assert lies_at(cluster, foreign["store"], own)
     assert (await member.post("/v1/tickets", {"operation": "download", "blob": made["blob"]["id"]})).status == 404
 
@@ -423,7 +416,7 @@ async def test_no_url_outlives_the_credential(cluster: Cluster, session: aiohttp
     async def refused() -> bool:
         return {(await cluster.api(session, at=at).post("/v1/tickets", asked)).status for at in (0, 1)} == {409}
 
-    await until(refused, 10)
+    await until(refused)
     assert reasons((await member.post("/v1/tickets", asked)).body["excluded"]) == {"lent": "unsignable"}
     assert (await member.post("/v1/tickets", new_upload(content(), only=["lent"]))).status in (409, 503)
 
@@ -465,7 +458,7 @@ async def test_every_exclusion_has_a_reason_and_is_counted(
         async def seen() -> bool:
             return (await excluded(cluster.api(session, subject=f"probe-{next(_numbers)}"), asked)).get("shelf") == expected
 
-        await until(seen, 10)
+        await until(seen)
 
     before = await counted(here, session, "broker_exclusions_total", "reason")
     outcomes = await counted(here, session, "broker_tickets_total", "outcome")
@@ -488,7 +481,7 @@ async def test_every_exclusion_has_a_reason_and_is_counted(
         await db.execute(f"{sql} WHERE {rows}")
         try:
             if reason is None:
-                await until(left_out_in_silence, 5)
+                await until(left_out_in_silence)
                 assert await excluded(admin, {**asked, "avoid": ["shelf"]}) == {"shelf": "avoided"}
                 told["avoided"] += 1
             else:

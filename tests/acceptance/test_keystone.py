@@ -7,8 +7,7 @@ import os
 import re
 import secrets
 import subprocess
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from keystoneauth1.identity import v3
 from keystonemiddleware.auth_token import AuthProtocol
 
 from tests.parts.broker import Api, BrokerProcess, broker_on, serve
+from tests.parts.condition import until
 from tests.parts.keystone import KeystonePart
 from tests.parts.postgres import Postgres
 from tests.parts.process import find_program
@@ -75,13 +75,6 @@ def write_credential(directory: Path, entries: dict[str, str]) -> None:
 def api(house: House, session: aiohttp.ClientSession) -> Api:
     """The broker's API without a token."""
     return Api(house.broker.url, session, None)
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    end = time.monotonic() + 60
-    while not await condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.1)
 
 
 async def status(api: Api, token: str, service: str | None = None) -> int:

@@ -24,7 +24,6 @@ from cryptography.hazmat.primitives import serialization
 from broker import config
 from broker.catalog import connect
 from broker.sign.token import SigningKey
-from tests.parts import authority
 from tests.parts.authority import Authority
 from tests.parts.broker import Api, BrokerProcess, Reply, serve
 from tests.parts.cluster import (
@@ -98,7 +97,7 @@ class House:
 def house(postgres: Postgres, seaweedfs: S3Part, swift: SwiftPart, tmp_path: Path) -> Iterator[House]:
     """Two brokers that log all they can, with a password in the database's URL."""
     database = f"{postgres.create()}&password={PASSWORD}"
-    own = authority.make(tmp_path / "authority")
+    own = Authority(tmp_path / "authority")
     with (
         brokers_on(database, tmp_path, 2, settings='[log]\nlevel = "debug"\n') as brokers,
         disk_of(brokers, tmp_path / "disk") as disk,
@@ -169,7 +168,7 @@ async def story(house: House, session: aiohttp.ClientSession, refusals: list[str
 
 async def over_tls(house: House) -> None:
     """What a broker with a certificate logs: of good and bad clients, and of a pair of files that does not fit."""
-    context = ssl.create_default_context(cafile=str(house.authority.file))
+    context = ssl.create_default_context(cafile=str(house.authority.certificate))
     async with aiohttp.ClientSession() as session:
         for token in (house.brokers.token(), "nonsense"):
             headers = {"Authorization": f"Bearer {token}"}

@@ -12,12 +12,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from broker.sign.token import SigningKey, TokenSigner, generate_key, jwks
+from tests.parts.condition import wait_for
 from tests.parts.process import die_with_parent, find_program, free_ports, running
 
 CONFIG = """
@@ -40,13 +41,6 @@ frontend store
   http-request return status 200 if {{ var(txn.alg) -m str RS256 }} {{ var(txn.token),jwt_verify("RS256",txn.pem) 1 }}
   http-request deny deny_status 403
 """
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it did not happen within a minute"
-        time.sleep(0.05)
 
 
 def publish(file: Path, *keys: SigningKey) -> None:
@@ -98,13 +92,13 @@ def test_haproxy_takes_new_keys_and_refuses_revoked_ones(tmp_path: Path, issuer:
     with running(arguments, log=tmp_path / "haproxy.log", ready=lambda: answer(first) == 401):
         publish(issuer, first)
         with sidecar(*options, "--refresh", "1") as process:
-            until(lambda: answer(first) == 200)
+            wait_for(lambda: answer(first) == 200)
             assert answer(foreign) == 401
             publish(issuer, first, second)
-            until(lambda: answer(second) == 200)
+            wait_for(lambda: answer(second) == 200)
             assert answer(first) == 200
             publish(issuer, second)
-            until(lambda: answer(first) == 401)
+            wait_for(lambda: answer(first) == 401)
             assert answer(second) == 200
             assert {path.stem for path in directory.glob("*.pem")} == {second.id}
             process.send_signal(signal.SIGTERM)
@@ -116,13 +110,13 @@ def test_without_the_issuer_the_keys_end(tmp_path: Path, issuer: Path) -> None:
     publish(issuer, key)
     directory = tmp_path / "keys"
     with sidecar("--jwks", str(issuer), "--directory", str(directory), "--refresh", "1", "--keep", "3"):
-        until((directory / f"{key.id}.pem").exists)
-        until((directory / "jwks.json").exists)
+        wait_for((directory / f"{key.id}.pem").exists)
+        wait_for((directory / "jwks.json").exists)
         issuer.unlink()
-        until(lambda: not (directory / f"{key.id}.pem").exists())
-        until(lambda: json.loads((directory / "jwks.json").read_text()) == {"keys": []})
+        wait_for(lambda: not (directory / f"{key.id}.pem").exists())
+        wait_for(lambda: json.loads((directory / "jwks.json").read_text()) == {"keys": []})
         publish(issuer, key)
-        until((directory / f"{key.id}.pem").exists)
+        wait_for((directory / f"{key.id}.pem").exists)
 
 
 def test_systemd_is_told_and_a_hangup_reads_at_once(tmp_path: Path, issuer: Path) -> None:
@@ -138,6 +132,6 @@ def test_systemd_is_told_and_a_hangup_reads_at_once(tmp_path: Path, issuer: Path
             assert (directory / f"{first.id}.pem").exists()
             publish(issuer, second)
             process.send_signal(signal.SIGHUP)
-            until(lambda: (directory / f"{second.id}.pem").exists() and not (directory / f"{first.id}.pem").exists())
+            wait_for(lambda: (directory / f"{second.id}.pem").exists() and not (directory / f"{first.id}.pem").exists())
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=60) == 0

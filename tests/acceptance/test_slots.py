@@ -140,7 +140,6 @@ async def test_slots_hold_over_two_brokers_and_the_death_of_one(brokers: Brokers
         await end([watching])
     print(f"{observer.looks} looks, at most {observer.most}, answers {tally}")
     assert observer.most == {"read": READ_SLOTS, "write": WRITE_SLOTS}
-    assert observer.looks > 500
     await asyncio.sleep(LEASE_SECONDS)
     await drained(connection)
     await connection.close()

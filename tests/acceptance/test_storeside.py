@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from urllib.parse import quote, unquote, urlsplit
 import pytest
 
 from broker.sign.token import TokenSigner, generate_key, jwks
+from tests.parts.condition import wait_for
 from tests.parts.process import listens
 from tests.parts.storeside import ISSUER, StoresidePart, start
 
@@ -487,13 +488,6 @@ def test_nothing_is_finished_while_a_part_is_written(part: StoresidePart, path: 
 # --- the process ---
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "did not happen in 20 s"
-        time.sleep(0.02)
-
-
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
     with start(tmp_path) as first:
         put(first, "/whole")
@@ -531,7 +525,7 @@ def test_a_rotated_key_is_taken_and_a_revoked_one_refused(tmp_path: Path) -> Non
         wait_for(lambda: send(part, "GET", "/x", token=token).status == 200)
         assert do(part, "GET", "/x").status == 401
         (tmp_path / "jwks.json").unlink()
-        time.sleep(1.5)  # the file was missed at least once
+        wait_for(lambda: "keys not read" in part.log.read_text())
         assert send(part, "GET", "/x", token=token).status == 200
 
 

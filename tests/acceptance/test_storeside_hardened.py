@@ -11,7 +11,6 @@ import select
 import signal
 import socket
 import ssl
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -24,7 +23,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker.storeside.connection import MAX_FIELDS
-from tests.acceptance.test_storeside import DATA, WHOLE, Answer, do, finish, leftovers, put, send, wait_for
+from tests.acceptance.test_storeside import DATA, WHOLE, Answer, do, finish, leftovers, put, send
+from tests.parts.authority import Authority
+from tests.parts.condition import wait_for
 from tests.parts.process import find_program
 from tests.parts.storeside import StoresidePart, start
 
@@ -517,22 +518,17 @@ def test_without_keys_it_is_not_healthy(tmp_path: Path) -> None:
         assert "no usable key" in part.log.read_text()
 
 
-def certificate(directory: Path) -> tuple[Path, Path]:
-    """A certificate for this machine, and its key."""
-    openssl = find_program("openssl", "apt-get install openssl")
-    cert, key = directory / "cert.pem", directory / "key.pem"
-    making = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
-    making += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run(making, check=True, capture_output=True)
-    return cert, key
+def secured(directory: Path) -> tuple[list[str], ssl.SSLContext]:
+    """The options of a server with a certificate, and the context of clients that believe it."""
+    authority = Authority(directory)
+    pair = authority.issue("localhost", "127.0.0.1")
+    return ["--tls-cert", str(pair.certificate), "--tls-key", str(pair.key)], ssl.create_default_context(cafile=authority.certificate)
 
 
 def test_handshakes_that_never_end(tmp_path: Path) -> None:
     """They count as connections, are over when a head would have to be, and leave no file open."""
-    cert, key = certificate(tmp_path)
-    options = ["--tls-cert", str(cert), "--tls-key", str(key), "--connections", "5", "--head-seconds", "2"]
-    context = ssl.create_default_context(cafile=cert)
-    with start(tmp_path, options=options) as part, contextlib.ExitStack() as stack:
+    options, context = secured(tmp_path)
+    with start(tmp_path, options=[*options, "--connections", "5", "--head-seconds", "2"]) as part, contextlib.ExitStack() as stack:
         files = len(os.listdir(f"/proc/{part.pid}/fd"))
         silent = [stack.enter_context(connect(part)) for _ in range(50)]
         for client in silent[5:]:
@@ -548,9 +544,8 @@ def test_handshakes_that_never_end(tmp_path: Path) -> None:
 
 
 def test_tls(tmp_path: Path) -> None:
-    cert, key = certificate(tmp_path)
-    context = ssl.create_default_context(cafile=cert)
-    with start(tmp_path, options=["--tls-cert", str(cert), "--tls-key", str(key)]) as part:
+    options, context = secured(tmp_path)
+    with start(tmp_path, options=options) as part:
         body = os.urandom(3 * MIB)
         url = part.url.replace("http", "https", 1)
         for method, data in (("PUT", body), ("GET", None)):

@@ -8,6 +8,7 @@ import pwd
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -116,7 +117,8 @@ def test_a_broker_serves_under_the_filters(place: Path, database: str) -> None:
     unit = installed_here(UNITS / "broker.service", place, paths)
     command = sandboxed(unit, command_of(unit, {"STATE": f"{place}/state"}), account)
     log = place / "broker.log"
-    with running(command, log=log, ready=lambda: answers(f"http://127.0.0.1:{metrics}/healthz")) as process:
+    # Asked to end: a PostgreSQL that is left alone would clear away its files at the same time as this test.
+    with running(command, log=log, ready=lambda: answers(f"http://127.0.0.1:{metrics}/healthz"), end=signal.SIGTERM) as process:
         assert answers(f"http://127.0.0.1:{api}/.well-known/jwks.json")
         status = Path(f"/proc/{process.pid}/status").read_text()
         assert re.search(r"^NoNewPrivs:\s1$", status, re.MULTILINE)

@@ -15,7 +15,7 @@ from broker.sign.token import TokenSigner, generate_key
 from tests.acceptance.test_fronts import KINDS
 from tests.acceptance.test_fronts_broker import CONTENT, House, all_answer, front_of
 from tests.parts.broker import serve
-from tests.parts.front import wait_for
+from tests.parts.condition import wait_for
 from tests.parts.postgres import Postgres
 from tests.parts.process import answers
 from tests.parts.storeside import start as start_storeside

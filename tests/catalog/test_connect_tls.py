@@ -11,8 +11,8 @@ import pytest
 
 from broker import app, config, errors
 from broker.catalog import address, connect
+from tests.parts.authority import Authority, Pair
 from tests.parts.broker import serve
-from tests.parts.certificates import Authority, Pair
 from tests.parts.postgres_tls import TlsPostgres
 
 SESSIONS = """

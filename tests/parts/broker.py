@@ -236,7 +236,7 @@ def serve(
     url, secured = f"http://{host}:{api_port}", ""
     if authority is not None:
         certificate, key = place / f"broker-{metrics_port}.pem", place / f"broker-{metrics_port}.key"
-        authority.issue(certificate, key)
+        authority.write(certificate, key)
         url, secured = f"https://{host}:{api_port}", f'tls_certificate = "{certificate}"\ntls_key = "{key}"\n'
     file.write_text(
         f'data_dir = "{place / "data"}"\n[http]\nlisten = "{host}:{api_port}"\nmetrics_listen = "127.0.0.1:{metrics_port}"\n'
@@ -249,7 +249,7 @@ def serve(
     arguments = [program, "serve", "--config", str(file), *(["--only", only] if only else []), *options]
     with running(arguments, log=log, ready=lambda: answers(f"http://127.0.0.1:{metrics_port}/healthz")) as process:
         if only != "jobs":
-            _wait_for_api(f"{url}/v1", authority.file if authority is not None else None)
+            _wait_for_api(f"{url}/v1", authority.certificate if authority is not None else None)
         yield BrokerProcess(url, f"http://127.0.0.1:{metrics_port}", process.pid, file, database, log)
 
 

@@ -73,14 +73,6 @@ def write_whole(file: Path, text: str) -> None:
     fresh.rename(file)
 
 
-def wait_for(what: Callable[[], bool], text: str, seconds: float = 60) -> None:
-    """Ask until it says yes."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, text
-        time.sleep(0.03)
-
-
 def need(file: str, package: str) -> str:
     """A file of a Debian package. Raises `PartMissing` with the command that installs it."""
     if not Path(file).exists():

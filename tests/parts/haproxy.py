@@ -14,7 +14,8 @@ import pytest
 
 from broker.sign.token import SigningKey, TokenSigner
 from deploy.fill import fill
-from tests.parts.front import DEPLOY, FrontPart, goes_by, published, wait_for
+from tests.parts.condition import wait_for
+from tests.parts.front import DEPLOY, FrontPart, goes_by, published
 from tests.parts.nginx import keys_in, origin
 from tests.parts.process import answers, find_program, free_ports, running
 

@@ -13,7 +13,8 @@ import pytest
 
 from broker.sign.token import SigningKey, TokenSigner
 from deploy.fill import fill
-from tests.parts.front import DEPLOY, FrontPart, goes_by, need, published, wait_for
+from tests.parts.condition import wait_for
+from tests.parts.front import DEPLOY, FrontPart, goes_by, need, published
 from tests.parts.process import answers, find_program, free_ports, running
 
 _MODULE = "/usr/lib/nginx/modules/ngx_http_js_module.so"

@@ -21,7 +21,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tests.parts.certificates import Authority, Pair
+from tests.parts.authority import Authority, Pair
 from tests.parts.postgres import DEBIAN_15
 from tests.parts.process import PartMissing, free_ports, listens, running
 

@@ -24,7 +24,7 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _READY_SECONDS = 60.0
-_END_SECONDS = 10.0
+_END_SECONDS = 30.0
 
 
 class PartMissing(RuntimeError):

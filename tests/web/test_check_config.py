@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.parts.account import other_account
+from tests.parts.authority import Authority
 from tests.parts.broker import serve
-from tests.parts.certificates import Authority
 from tests.parts.process import find_program, listens
 
 SECRET = "hunter2-is-a-secret"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from broker.sign.rotation import Terms
 from tests.parts.broker import Api, Reply, RunningBroker, broker_on
+from tests.parts.condition import until
 
 SET = "/.well-known/jwks.json"
 SHORT = {"keys": {"overlap_seconds": 2, "rotate_after_seconds": 0}}
@@ -30,12 +30,6 @@ async def pair(database: str, tmp_path: Path) -> AsyncIterator[tuple[RunningBrok
     settings = {**SHORT, "http": {"public_url": "http://broker.test"}}
     async with broker_on(database, tmp_path, settings) as one, broker_on(database, tmp_path, settings) as other:
         yield one, other
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 def by_state(reply: Reply) -> dict[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from broker.model import Role
 from broker.web import listen
 from broker.web.bodies import Bodies
 from tests.parts.broker import Api, RunningBroker, broker_on
+from tests.parts.condition import until
 
 SHORT = listen.Bounds(head_seconds=2.0, idle_seconds=20.0, answer_seconds=1.0)
 ASK = b"GET /v1 HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -147,8 +150,11 @@ async def test_connections_are_counted_by_address_and_in_all(small: RunningBroke
         assert await counted(small, "broker_http_connections ") == 8
         assert await counted(small, 'broker_http_refusals_total{reason="connections-of-address"}') == 1
         assert await counted(small, 'broker_http_refusals_total{reason="connections"}') == 1
-    while await counted(small, "broker_http_connections "):  # all places are free again
-        await asyncio.sleep(0.05)
+
+    async def all_places_are_free() -> bool:
+        return not await counted(small, "broker_http_connections ")
+
+    await until(all_places_are_free)
     async with connected(small) as (reader, writer):
         writer.write(ASK)
         assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).startswith(b"HTTP/1.1 200 ")
@@ -157,13 +163,15 @@ async def test_connections_are_counted_by_address_and_in_all(small: RunningBroke
 async def test_who_does_not_read_its_answers_is_hung_up_on(hasty: RunningBroker) -> None:
     async with connected(hasty) as (reader, writer):
         reader._transport.pause_reading()  # type: ignore[attr-defined]
-        with contextlib.suppress(ConnectionError, TimeoutError):
-            while not await counted(hasty, 'broker_http_refusals_total{reason="answer-unread"}'):
+
+        async def hung_up() -> bool:
+            with contextlib.suppress(ConnectionError, TimeoutError):
                 writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
                 async with asyncio.timeout(0.2):
                     await writer.drain()
-        while not await counted(hasty, 'broker_http_refusals_total{reason="answer-unread"}'):
-            await asyncio.sleep(0.05)
+            return await counted(hasty, 'broker_http_refusals_total{reason="answer-unread"}') == 1
+
+        await until(hung_up)
 
 
 async def test_bodies_that_never_end_fill_no_memory(broker: RunningBroker, session: aiohttp.ClientSession) -> None:
@@ -227,12 +235,16 @@ async def test_tokens_by_the_thousand_are_not_looked_at(database: str, tmp_path:
         mine = api.as_(good, X_Forwarded_For="192.0.2.1")
         assert (await mine.get("/v1/images")).status == 200
         bad = [f"{broker.token(subject='mallory', ttl=200 + number)[:-6]}AAAAAA" for number in range(30)]
+        began = time.monotonic()
         replies = [await api.as_(token, X_Forwarded_For="192.0.2.1").get("/v1/images") for token in bad]
+        refilled = (time.monotonic() - began) * 10 / 60
         assert [reply.status for reply in replies[:10]] == [401] * 10
-        assert {reply.status for reply in replies[15:]} == {429}
-        assert replies[-1].body["type"] == "/problems/too-many-refusals"
-        assert int(replies[-1].headers["Retry-After"]) >= 1
+        unchecked = [reply for reply in replies[10:] if reply.status != 401]
+        assert len(unchecked) >= 20 - math.ceil(refilled)
+        assert unchecked and {reply.status for reply in unchecked} == {429}
+        assert unchecked[-1].body["type"] == "/problems/too-many-refusals"
+        assert int(unchecked[-1].headers["Retry-After"]) >= 1
         assert (await mine.get("/v1/images")).status == 200
         assert (await api.as_(renewed, X_Forwarded_For="192.0.2.1").get("/v1/images")).status == 200, "the same subject"
         assert (await api.as_(bad[0], X_Forwarded_For="192.0.2.2").get("/v1/images")).status == 401
-        assert await counted(broker, 'broker_tokens_unchecked_total{reason="address"}') >= 15
+        assert await counted(broker, 'broker_tokens_unchecked_total{reason="address"}') >= len(unchecked)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from broker.client.api import Broker
 from broker.client.trouble import BrokerUnreachable, WrongSetting
 from broker.web import tls
 from broker.web.tls import Certificate
-from tests.parts import authority
-from tests.parts.authority import Authority
+from tests.parts.authority import Authority, write_key
 from tests.parts.broker import RunningBroker, broker_on, serve
+from tests.parts.condition import until
 from tests.parts.process import answers
 
 ASK = b"GET /v1 HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -40,7 +40,7 @@ class Secured:
         return int(self.broker.url.rpartition(":")[2])
 
     def trust(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=str(self.authority.file))
+        return ssl.create_default_context(cafile=str(self.authority.certificate))
 
     async def serial(self) -> int:
         """The serial number of the certificate that a new connection gets."""
@@ -53,18 +53,12 @@ class Secured:
 @pytest.fixture
 async def secured(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Secured]:
     monkeypatch.setattr(tls, "WATCH_SECONDS", 0.05)
-    made = authority.make(tmp_path / "authority")
+    made = Authority(tmp_path / "authority")
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    made.issue(certificate, key, "rsa")
+    made.write(certificate, key, "rsa")
     settings = {"http": {"tls_certificate": str(certificate), "tls_key": str(key)}}
     async with broker_on(database, tmp_path, settings) as broker:
         yield Secured(made, certificate, key, broker)
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
@@ -74,7 +68,7 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> byt
 
 async def test_who_believes_the_authority_is_answered(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
     url = secured.broker.url.replace("http://", "https://")
-    monkeypatch.setenv("BROKER_CA_FILE", str(secured.authority.file))
+    monkeypatch.setenv("BROKER_CA_FILE", str(secured.authority.certificate))
     async with Broker(url, secured.broker.token(), patience=0) as client:
         assert (await client.service()).version
         assert [image async for image in client.images()] == []
@@ -117,7 +111,7 @@ async def test_a_new_certificate_is_taken_up_and_open_connections_go_on(secured:
     before = await secured.serial()
     reader, writer = await asyncio.open_connection("127.0.0.1", secured.port, ssl=secured.trust())
     for kind in ("ec", "rsa", "ec"):
-        serial = secured.authority.issue(secured.certificate, secured.key, kind)  # type: ignore[arg-type]
+        serial = secured.authority.write(secured.certificate, secured.key, kind)  # type: ignore[arg-type]
 
         async def is_new(serial: int = serial) -> bool:
             return await secured.serial() == serial
@@ -130,18 +124,18 @@ async def test_a_new_certificate_is_taken_up_and_open_connections_go_on(secured:
 
 
 async def test_a_pair_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
-    made = authority.make(tmp_path)
+    made = Authority(tmp_path)
     certificate, key, other = tmp_path / "c.pem", tmp_path / "k.pem", tmp_path / "other.pem"
-    made.issue(certificate, key)
+    made.write(certificate, key)
     pair = Certificate(certificate, key)
     kept = pair._current
-    made.issue(other, tmp_path / "unused.pem")
+    made.write(other, tmp_path / "unused.pem")
     certificate.write_bytes(other.read_bytes())
     assert pair.reload() is False
     assert pair._current is kept
     key.unlink()
     assert pair.reload() is False
-    made.issue(certificate, key)
+    made.write(certificate, key)
     assert pair.reload() is True
     assert pair._current is not kept
 
@@ -153,13 +147,13 @@ async def test_a_pair_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
         (lambda certificate, key: certificate.unlink(), "http.tls_certificate: .*No such file"),
         (lambda certificate, key: certificate.write_text("nothing"), "no PEM"),
         (lambda certificate, key: key.write_bytes(certificate.read_bytes()), "no PEM"),
-        (lambda certificate, key: authority.write_key(key, ec.generate_private_key(ec.SECP256R1())), "do not belong together"),
-        (lambda certificate, key: authority.write_key(key, ec.generate_private_key(ec.SECP256R1()), b"pw"), "is encrypted"),
+        (lambda certificate, key: write_key(key, ec.generate_private_key(ec.SECP256R1())), "do not belong together"),
+        (lambda certificate, key: write_key(key, ec.generate_private_key(ec.SECP256R1()), b"pw"), "is encrypted"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path: Path, spoil: Callable[[Path, Path], Any], said: str) -> None:
     certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
-    authority.make(tmp_path).issue(certificate, key)
+    Authority(tmp_path).write(certificate, key)
     spoil(certificate, key)
     with pytest.raises(config.ConfigError, match=said):
         Certificate(certificate, key)
@@ -184,11 +178,11 @@ def test_the_public_url_follows() -> None:
 
 
 def test_sighup_takes_the_certificate_up_again_and_ends_nothing(database: str, tmp_path: Path) -> None:
-    made = authority.make(tmp_path)
+    made = Authority(tmp_path)
     with serve(database, tmp_path / "broker", authority=made) as broker:
         os.kill(broker.pid, signal.SIGHUP)
         asyncio.run(until(lambda: _has(broker.log, "certificate taken up")))
-        assert answers(f"{broker.url}/v1", authority=made.file)
+        assert answers(f"{broker.url}/v1", authority=made.certificate)
 
 
 async def _has(log: Path, text: str) -> bool:

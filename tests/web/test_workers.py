@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.parts.broker import BrokerProcess, serve
+from tests.parts.condition import wait_for
 from tests.parts.process import find_program
 
 COUNTED = 'broker_http_requests_total{operation="getService",status="200"}'
@@ -42,13 +42,6 @@ def lives(pid: int) -> bool:
     return False
 
 
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def health(broker: BrokerProcess) -> dict[str, int]:
     try:
         return dict(json.loads(fetch(f"{broker.metrics_url}/healthz")))
@@ -66,11 +59,11 @@ def test_workers_answer_as_one_broker_and_come_back(database: str, tmp_path: Pat
         assert fetch(f"{broker.metrics_url}/metrics").count("broker_info{") == 1
         first = children(broker.pid)
         os.kill(min(first), signal.SIGKILL)
-        until(lambda: health(broker)["well"] == 2 and len(children(broker.pid)) == 2 and children(broker.pid) != first)
+        wait_for(lambda: health(broker)["well"] == 2 and len(children(broker.pid)) == 2 and children(broker.pid) != first)
         assert counted(broker) >= before + 40
         fetch(f"{broker.url}/v1")
-        os.kill(broker.pid, signal.SIGTERM)
         workers = children(broker.pid)
+        os.kill(broker.pid, signal.SIGTERM)
         _, status = os.waitpid(broker.pid, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         assert not any(map(lives, workers))
@@ -80,8 +73,11 @@ def test_workers_end_with_their_parent(database: str, tmp_path: Path) -> None:
     with serve(database, tmp_path, options=("--workers", "2")) as broker:
         workers = children(broker.pid)
         assert len(workers) == 2
+        words = Path(f"/proc/{min(workers)}/cmdline").read_text().split("\0")
+        sockets = Path(words[words.index("--worker-socket") + 1]).parent
         os.kill(broker.pid, signal.SIGKILL)
-        until(lambda: not any(map(lives, workers)))
+        wait_for(lambda: not any(map(lives, workers)))
+    shutil.rmtree(sockets)  # who is killed clears nothing away
 
 
 def test_workers_that_cannot_start_end_all(database: str, tmp_path: Path) -> None:
