@@ -6,12 +6,10 @@ Order of a start: database, schema, keys, memory, jobs, metrics listener, API li
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
-import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -46,11 +44,9 @@ from broker.web.handlers import HANDLERS
 from broker.web.keystone import Keystone
 from broker.web.keystone_tokens import KeystoneTokens
 from broker.web.limits import Rate, Refusals
+from broker.web.listeners import STOP_SECONDS, listening
 from broker.web.routes import Api, ApiServer, Router
-from broker.web.tls import HANDSHAKE_SECONDS, Certificate
-
-STOP_SECONDS = 5.0
-"""Requests under way have so long to end when the broker is stopped."""
+from broker.web.tls import Certificate
 
 START_SECONDS = 10.0
 """A database that does not answer is waited for so long at the start."""
@@ -137,7 +133,9 @@ async def running(
             loops += [jobs.repeat(context, job) for job in (*jobs.JOBS, jobs.age(settings.database.keep_days))]
         stack.push_async_callback(_end, [asyncio.create_task(loop) for loop in loops])
         operator = metrics_socket or settings.http.metrics_listen
-        metrics_listens = await stack.enter_async_context(listening(_Health(context).handle, operator, opened.metrics))
+        metrics_listens = await stack.enter_async_context(
+            listening(web.Server(_Health(context).handle, access_log=None), operator, bound=opened.metrics)
+        )
         listens = None
         if router is not None:
             finder = ClientFinder(settings.http.trusted_proxies, memory.site_of)
@@ -150,7 +148,8 @@ async def running(
             if certificate is not None:
                 stack.push_async_callback(_end, [asyncio.create_task(certificate.watch())])
             shared = settings.http.reuse_port or metrics_socket is not None
-            listens = await _listen(stack, server, settings.http.listen, shared, opened.api, certificate)
+            api_listens = listening(server, settings.http.listen, bound=opened.api, reuse_port=shared, certificate=certificate)
+            listens = await stack.enter_async_context(api_listens)
         yield Broker(context, known, listens, metrics_listens, certificate)
 
 
@@ -344,53 +343,6 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-@asynccontextmanager
-async def listening(
-    handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], address: Address | Path | None, bound: Sequence[socket.socket] = ()
-) -> AsyncIterator[Address | None]:
-    """A small server on an address, or on a Unix socket, for as long as the block lasts. Raises `OSError`."""
-    async with AsyncExitStack() as stack:
-        yield await _listen(stack, web.Server(handle, access_log=None), address, False, bound)
-
-
-async def _listen(
-    stack: AsyncExitStack,
-    server: Any,
-    address: Address | Path | None,
-    reuse_port: bool,
-    bound: Sequence[socket.socket] = (),
-    certificate: Certificate | None = None,
-) -> Address | None:
-    if address is None:
-        return None
-    make: Callable[[], asyncio.Protocol] = server
-    loop = asyncio.get_running_loop()
-    how: dict[str, Any] = {"backlog": 1024}
-    if certificate is not None:
-        how |= {"ssl": certificate.context, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
-    if isinstance(address, Path):
-        address.unlink(missing_ok=True)  # of the worker before
-        listeners = [await loop.create_unix_server(make, address)]
-    elif bound:
-        listeners = [await loop.create_server(make, sock=listener, **how) for listener in bound]
-    else:
-        try:
-            listeners = [await loop.create_server(make, address.host, address.port, reuse_port=reuse_port or None, **how)]
-        except OSError as error:
-            trouble = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror  # its text has the address again
-            hint = "; http.listen and http.metrics_listen choose others" if error.errno == errno.EADDRINUSE else ""
-            raise OSError(error.errno, f"cannot listen on {address}: {trouble}{hint}") from None
-
-    async def stop() -> None:
-        for listener in listeners:
-            listener.close()
-        server.pre_shutdown()
-        await server.shutdown(STOP_SECONDS)
-
-    stack.push_async_callback(stop)
-    return None if isinstance(address, Path) else Address(address.host, listeners[0].sockets[0].getsockname()[1])
 
 
 class _Health:

@@ -24,6 +24,7 @@ from aiohttp import web
 
 from broker import app, config, metric_sums, metrics, systemd
 from broker.metric_sums import Families
+from broker.web.listeners import STOP_SECONDS, listening
 
 READY_SECONDS = 60.0
 """A worker that does not answer in this time has failed to start."""
@@ -65,7 +66,7 @@ async def serve(settings: config.Settings, arguments: Sequence[str], workers: in
             ready = asyncio.create_task(_all_ready(siblings))
             await asyncio.wait({ready, ending, *running}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
-                async with app.listening(Summary(siblings).handle, settings.http.metrics_listen) as listens:
+                async with listening(web.Server(Summary(siblings).handle, access_log=None), settings.http.metrics_listen) as listens:
                     if settings.http.tls_certificate is not None:
                         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, siblings)
                     systemd.notify("READY=1")
@@ -145,7 +146,7 @@ class Worker:
             stopped.cancel()
             if not ended.done():
                 process.send_signal(signal.SIGTERM)
-                await asyncio.wait([ended], timeout=2 * app.STOP_SECONDS)
+                await asyncio.wait([ended], timeout=2 * STOP_SECONDS)
             if not ended.done():
                 process.kill()
         return await ended
