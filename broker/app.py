@@ -37,14 +37,14 @@ from broker.service.context import Context, Policy
 from broker.service.memory import Memory
 from broker.sign.rotation import Terms
 from broker.stores import base, exchange, probe, reach, registry
-from broker.web import listen
+from broker.web import connections
 from broker.web.auth import Authenticator
 from broker.web.client import ClientFinder
 from broker.web.handlers import HANDLERS
 from broker.web.keystone import Keystone
 from broker.web.keystone_tokens import KeystoneTokens
-from broker.web.limits import Rate, Refusals
 from broker.web.listeners import STOP_SECONDS, listening
+from broker.web.refusals import Rate, Refusals
 from broker.web.routes import Api, ApiServer, Router
 from broker.web.tls import Certificate
 
@@ -140,11 +140,11 @@ async def running(
         if router is not None:
             finder = ClientFinder(settings.http.trusted_proxies, memory.site_of)
             refusals = Refusals(counted, Rate(settings.auth.refusals_per_minute, settings.auth.refusals_per_minute / 60))
-            bounds = listen.Bounds(listen.allow_files(settings.http.max_connections), settings.http.max_connections_per_address)
+            bounds = connections.Bounds(connections.allow_files(settings.http.max_connections), settings.http.max_connections_per_address)
             answering = Api(
                 context, router, authenticator, finder, refusals, body_limit_bytes=settings.http.body_limit_bytes, keystone=keystone
             )
-            server = ApiServer(answering, listen.Gate(bounds, counted, finder.is_trusted))
+            server = ApiServer(answering, connections.Gate(bounds, counted, finder.is_trusted))
             if certificate is not None:
                 stack.push_async_callback(_end, [asyncio.create_task(certificate.watch())])
             shared = settings.http.reuse_port or metrics_socket is not None

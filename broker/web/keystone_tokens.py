@@ -10,7 +10,7 @@ Rules
   not valid is refused, whatever the user's is.
 - Invented tokens are no load for Keystone: refused ones are remembered for `REFUSED_SECONDS`, requests with the same token share
   one question, at most `AT_ONCE` are asked at a time, at most `MAX_UNDER_WAY` with those that wait, none longer than `LINE_SECONDS`.
-  Tokens that were valid before wait in a line of their own, and are not held up by the limit on refusals (`broker.web.limits`): whoever
+  Tokens that were valid before wait in a line of their own, and are not held up by the limit on refusals (`broker.web.refusals`): whoever
   shares an address with an attacker goes on working.
 """
 

@@ -35,9 +35,9 @@ from broker.web.auth import Authenticator
 from broker.web.bodies import Bodies, Share
 from broker.web.call import Answer, Call
 from broker.web.client import INSTANCE_HEADER, ClientFinder
+from broker.web.connections import Connection, Gate
 from broker.web.keystone_tokens import AUTH_TOKEN_HEADER, SERVICE_TOKEN_HEADER, KeystoneTokens
-from broker.web.limits import Refusals
-from broker.web.listen import Connection, Gate
+from broker.web.refusals import Refusals
 from broker.web.reply import Reply
 from broker.web.validate import BodyCheck, ParameterCheck
 

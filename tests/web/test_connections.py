@@ -14,12 +14,12 @@ import pytest
 
 from broker.errors import Unavailable
 from broker.model import Role
-from broker.web import listen
+from broker.web import connections
 from broker.web.bodies import Bodies
 from tests.parts.broker import Api, RunningBroker, broker_on
 from tests.parts.condition import until
 
-SHORT = listen.Bounds(head_seconds=2.0, idle_seconds=20.0, answer_seconds=1.0)
+SHORT = connections.Bounds(head_seconds=2.0, idle_seconds=20.0, answer_seconds=1.0)
 ASK = b"GET /v1 HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -27,15 +27,15 @@ ASK = b"GET /v1 HTTP/1.1\r\nHost: x\r\n\r\n"
 async def hasty(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningBroker]:
     """A broker that waits for nobody."""
 
-    class Short(listen.Gate):
-        def __init__(self, bounds: listen.Bounds, *rest: object) -> None:
+    class Short(connections.Gate):
+        def __init__(self, bounds: connections.Bounds, *rest: object) -> None:
             super().__init__(
-                listen.Bounds(bounds.connections, bounds.connections_per_address, SHORT.head_seconds, idle_seconds=SHORT.idle_seconds,
+                connections.Bounds(bounds.connections, bounds.connections_per_address, SHORT.head_seconds, idle_seconds=SHORT.idle_seconds,
                               answer_seconds=SHORT.answer_seconds),
                 *rest,  # type: ignore[arg-type]
             )  # fmt: skip
 
-    monkeypatch.setattr(listen, "Gate", Short)
+    monkeypatch.setattr(connections, "Gate", Short)
     async with broker_on(database, tmp_path) as broker:
         yield broker
 

@@ -11,8 +11,8 @@ import pytest
 from broker import metrics
 from broker.errors import Forbidden, TooManyRefusals, Unauthenticated, Unavailable
 from broker.model import Principal, Role
-from broker.web import limits
-from broker.web.limits import Buckets, Rate, Refusals, claimed_subject, network_of
+from broker.web import refusals
+from broker.web.refusals import Buckets, Rate, Refusals, claimed_subject, network_of
 
 ALICE = Principal("alice", "demo", Role.MEMBER, 1e10)
 
@@ -86,7 +86,7 @@ async def test_who_was_accepted_renews_its_token_beside_an_attacker() -> None:
     looked_at = bench.looked_at
     for _ in range(50):  # who knows a subject can empty its bucket, and no more
         await bench.send("192.0.2.1", token("alice", "bad"))
-    assert bench.looked_at - looked_at == limits.SUBJECT.burst
+    assert bench.looked_at - looked_at == refusals.SUBJECT.burst
 
 
 async def test_many_addresses_together_are_bounded_too() -> None:
@@ -111,10 +111,10 @@ async def test_who_has_many_addresses_shuts_out_strangers_alone() -> None:
     assert await bench.send("192.0.2.1", "Bearer opaque.good") == "ok", "a token that names nobody"
     assert [await bench.send("192.0.2.1", token("x", "bad")) for _ in range(4)] == ["unauthenticated"] * 3 + ["too-many-refusals"]
     refusals = bench.refusals
-    for number in range(limits.MAX_KEPT + 10):
+    for number in range(refusals.MAX_KEPT + 10):
         bench.now += 1
         await bench.send(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", token("alice"))
-    assert len(refusals._from) == limits.MAX_KEPT
+    assert len(refusals._from) == refusals.MAX_KEPT
 
 
 def test_what_is_kept_is_bounded() -> None:

@@ -26,7 +26,7 @@ from aiohttp.web_protocol import RequestHandler
 from broker import errors
 from broker.metrics import Metrics
 from broker.web import problem, reply
-from broker.web.limits import network_of
+from broker.web.refusals import network_of
 
 FILES_APART = 256
 """File descriptors that are left for the database, stores and files."""
