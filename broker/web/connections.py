@@ -5,7 +5,8 @@ Rules
 - A request's head has to be complete `head_seconds` after its first byte (of a new connection: after it was accepted), and is given
   up when it is not after `head_bytes`; a client that does not read its answer has `answer_seconds`.
 - So many connections are kept open in all and of one client's address (an IPv6 one by its /64; trusted proxies are not
-  counted by address). One more gets 503 and is closed.
+  counted by address). One more of an address gets 503 and is closed. One more in all takes the place of the one that has waited longest
+  for a request, so that nobody keeps the broker from others by sitting there from many addresses; when none waits, it gets 503.
 - A request that comes in one piece costs a comparison here and no timer.
 
 What is refused here never became a request: it gets a problem as its answer and is counted by reason.
@@ -56,29 +57,42 @@ class Gate:
         self.bounds = bounds
         self.metrics = metrics
         self._is_trusted = is_trusted
-        self._open = 0
+        self._open: dict[Connection, None] = {}  # that which has begun a request last comes last
         self._by_network: dict[str, int] = {}
 
-    def enter(self, address: str) -> bool:
+    def enter(self, connection: Connection, address: str) -> bool:
         """Count one more, if there is a place for it."""
-        if self._open >= self.bounds.connections:
+        network = None if self._is_trusted(address) else network_of(address)
+        if network is not None and self._by_network.get(network, 0) >= self.bounds.connections_per_address:
+            self.metrics.http_refusals.inc("connections-of-address")
+            return False
+        if len(self._open) >= self.bounds.connections and not self._make_room():
             self.metrics.http_refusals.inc("connections")
             return False
-        if not self._is_trusted(address):
-            network = network_of(address)
-            count = self._by_network.get(network, 0)
-            if count >= self.bounds.connections_per_address:
-                self.metrics.http_refusals.inc("connections-of-address")
-                return False
-            self._by_network[network] = count + 1
-        self._open += 1
-        self.metrics.http_connections.set(self._open)
+        if network is not None:
+            self._by_network[network] = self._by_network.get(network, 0) + 1
+        self._open[connection] = None
+        self.metrics.http_connections.set(len(self._open))
         return True
 
-    def leave(self, address: str) -> None:
+    def _make_room(self) -> bool:
+        idle = next((connection for connection in self._open if connection.is_idle), None)
+        if idle is None:
+            return False
+        self.metrics.http_refusals.inc("made-room")
+        idle.make_room()
+        return True
+
+    def begun(self, connection: Connection) -> None:
+        """It brought a request."""
+        if connection in self._open:
+            del self._open[connection]
+            self._open[connection] = None
+
+    def leave(self, connection: Connection, address: str) -> None:
         """One that had entered is gone."""
-        self._open -= 1
-        self.metrics.http_connections.set(self._open)
+        del self._open[connection]
+        self.metrics.http_connections.set(len(self._open))
         if not self._is_trusted(address):
             network = network_of(address)
             count = self._by_network.get(network, 0) - 1
@@ -105,7 +119,7 @@ class Connection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         peer = transport.get_extra_info("peername")
         self._address = peer[0] if isinstance(peer, tuple) else ""
-        self._entered = self._gate.enter(self._address)
+        self._entered = self._gate.enter(self, self._address)
         if not self._entered:
             self._force_close = True
             cast(asyncio.Transport, transport).write(spelled(errors.TooManyConnections(retry_after=1.0)))
@@ -114,10 +128,26 @@ class Connection(RequestHandler):
         super().connection_made(transport)
         self._await_head()
 
-    def connection_lost(self, exc: BaseException | None) -> None:
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for a request."""
+        return self._waiter is not None and not self._messages
+
+    def make_room(self) -> None:
+        """Close at once: TLS would wait for the client's farewell."""
+        transport = self.transport
+        self._leave()
+        self.force_close()
+        if transport is not None:
+            transport.abort()
+
+    def _leave(self) -> None:
         if self._entered:
             self._entered = False
-            self._gate.leave(self._address)
+            self._gate.leave(self, self._address)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._leave()
         for timer in (self._deadline, self._unread):
             if timer is not None:
                 timer.cancel()
@@ -127,6 +157,7 @@ class Connection(RequestHandler):
         before = self._request_count
         super().data_received(data)
         if self._request_count != before:
+            self._gate.begun(self)
             if self._deadline is not None:
                 self._deadline.cancel()
                 self._deadline = None
