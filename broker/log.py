@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, TextIO
 
 import orjson
+import stamina.instrumentation
 import structlog
 
 HIDDEN = "[hidden]"
@@ -68,6 +69,13 @@ def scrub(text: str, secrets: Iterable[str] = ()) -> str:
     return text
 
 
+def _tell_retry(details: stamina.instrumentation.RetryDetails) -> None:
+    """One short line for what is tried again: the error's class alone, since texts of network errors may quote a request."""
+    structlog.stdlib.get_logger(__name__).info(
+        "trying again", error=type(details.caused_by).__name__, number=details.retry_num, wait_seconds=round(details.wait_for, 2)
+    )
+
+
 def configure(
     level: Literal["debug", "info", "warning", "error"] = "info",
     format: Literal["auto", "json", "console"] = "auto",
@@ -104,6 +112,7 @@ def configure(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    stamina.instrumentation.set_on_retry_hooks([_tell_retry])
     logging.getLogger("aiohttp.access").disabled = True  # one line a request is for the front; metrics count them here
     structlog.configure(
         processors=[

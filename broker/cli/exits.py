@@ -30,7 +30,7 @@ Value = TypeVar("Value")
 
 _HINTS: dict[type[errors.BrokerError], str] = {
     errors.Unauthenticated: "set BROKER_TOKEN to a valid token; its operator makes one with: broker token create (--config …)",
-    errors.Forbidden: "ask for a token with a larger role: broker token create --role admin, service, member or reader",
+    errors.Forbidden: "ask for a token with a larger role (reader, member, service, admin)",
     errors.NotFound: "broker ls (images, stores, replicas, sites) and broker key list show what this token may see",
     errors.NoSource: "broker ticket IMAGE shows why each store is excluded",
     errors.NoDestination: "broker ls stores lists stores; broker store probe NAME tells what one can do",

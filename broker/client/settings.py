@@ -86,9 +86,11 @@ def _checked(token: str, where: str, maker: str = "broker token create") -> str:
 
 
 def trouble_with(authorization: Mapping[str, str]) -> str:
-    """What can be said of a refused `find_authorization` from here: nothing was sent, or a bearer token that has ended. It is not shown."""
+    """What can be said of a refused `find_authorization` from here: what was sent, or that it has ended; a token itself is never shown."""
     if not authorization:
         return "No token was sent."
+    if "X-Auth-Token" in authorization:
+        return "Keystone's token in OS_TOKEN is not good, or not any more: openstack token issue makes another."
     try:
         payload = authorization.get("Authorization", "").split(".")[1]
         end = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]

@@ -8,6 +8,8 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+import stamina
+import stamina.instrumentation
 import structlog
 
 from broker import log
@@ -43,6 +45,7 @@ def lines() -> Iterator[io.StringIO]:
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
+    stamina.instrumentation.set_on_retry_hooks(None)
 
 
 @pytest.mark.parametrize("name", LEAKS)
@@ -121,3 +124,14 @@ def test_the_console_is_scrubbed_too() -> None:
         structlog.reset_defaults()
     assert JWT not in stream.getvalue()
     assert "ValueError" in stream.getvalue()
+
+
+def test_what_is_tried_again_is_one_short_line(lines: io.StringIO) -> None:
+    """The class of the error alone: its text may quote a request."""
+    for attempt in stamina.retry_context(on=OSError, attempts=2, wait_initial=0.0, wait_jitter=0.0):
+        with attempt:
+            if attempt.num == 1:
+                raise ConnectionResetError("http://store.example.org/some/key")
+    (line,) = map(json.loads, lines.getvalue().splitlines())
+    assert (line["event"], line["error"], line["number"]) == ("trying again", "ConnectionResetError", 1)
+    assert "store.example.org" not in lines.getvalue()
