@@ -15,6 +15,7 @@ need nginx /usr/sbin/nginx                     # verifying fronts, and the files
 need libnginx-mod-http-js /usr/lib/nginx/modules/ngx_http_js_module.so
 need haproxy /usr/sbin/haproxy
 need postgresql-15 /usr/lib/postgresql/15/bin/postgres
+need curl /usr/bin/curl                        # the README and the guides use it
 need awscli /usr/bin/aws                      # the guide to S3 stores uses it
 need systemd /usr/bin/systemd-analyze         # checks the units
 need libseccomp2 "/usr/lib/$(uname -m)-linux-gnu/libseccomp.so.2"  # the units' filters, where systemd does not run
