@@ -20,6 +20,7 @@ from tests.parts.broker import Api, RunningBroker, broker_on
 from tests.parts.condition import until
 
 SHORT = connections.Bounds(head_seconds=2.0, idle_seconds=20.0, answer_seconds=1.0)
+WAIT_SECONDS = 60.0
 ASK = b"GET /v1 HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -60,7 +61,7 @@ async def connected(broker: RunningBroker, source: str = "127.0.0.1") -> AsyncIt
 async def rest(reader: asyncio.StreamReader) -> bytes:
     """What comes until the broker closes."""
     with contextlib.suppress(ConnectionError):
-        return await asyncio.wait_for(reader.read(), 20)
+        return await asyncio.wait_for(reader.read(), WAIT_SECONDS)
     return b""
 
 
@@ -84,7 +85,7 @@ async def test_a_head_that_never_ends_is_given_up(hasty: RunningBroker, before: 
     async with connected(hasty) as (reader, writer):
         if before:
             writer.write(before)
-            assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).startswith(b"HTTP/1.1 200 ")
+            assert (await asyncio.wait_for(reader.readuntil(b"}"), WAIT_SECONDS)).startswith(b"HTTP/1.1 200 ")
         dripping = asyncio.create_task(drip(writer, b"GET /v1 HTTP/1.1\r\n" + b"X-Y: z\r\n" * 1000))
         answer = await rest(reader)
         dripping.cancel()
@@ -105,7 +106,7 @@ async def test_a_request_in_pieces_and_many_on_one_connection_are_answered(hasty
                 writer.write(piece)
                 await writer.drain()
                 await asyncio.sleep(0.01)
-            assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).lstrip(b"\r\n").startswith(b"HTTP/1.1 200 ")
+            assert (await asyncio.wait_for(reader.readuntil(b"}"), WAIT_SECONDS)).lstrip(b"\r\n").startswith(b"HTTP/1.1 200 ")
             await asyncio.sleep(SHORT.head_seconds * 1.2)  # idle is not late
 
 
@@ -126,7 +127,7 @@ async def test_a_head_has_a_largest_size(broker: RunningBroker, head: bytes, sta
                 writer.write(piece)
                 await writer.drain()
                 await asyncio.sleep(0.005)
-        answer = await asyncio.wait_for(reader.readuntil(b"}"), 20)
+        answer = await asyncio.wait_for(reader.readuntil(b"}"), WAIT_SECONDS)
         assert answer.split()[1] == status
         assert status == b"200" or (b"/problems/head-too-large" in answer and await rest(reader) == b"")
 
@@ -136,7 +137,7 @@ async def test_connections_are_counted_by_address_and_in_all(small: RunningBroke
         kept = [await stack.enter_async_context(connected(small)) for _ in range(6)]
         for reader, writer in kept:
             writer.write(ASK)
-            assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).startswith(b"HTTP/1.1 200 ")
+            assert (await asyncio.wait_for(reader.readuntil(b"}"), WAIT_SECONDS)).startswith(b"HTTP/1.1 200 ")
         async with connected(small) as (reader, _):
             answer = await rest(reader)
             assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
@@ -144,7 +145,7 @@ async def test_connections_are_counted_by_address_and_in_all(small: RunningBroke
         others = [await stack.enter_async_context(connected(small, "127.0.0.2")) for _ in range(2)]
         for reader, writer in others:
             writer.write(ASK)
-            assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).startswith(b"HTTP/1.1 200 ")
+            assert (await asyncio.wait_for(reader.readuntil(b"}"), WAIT_SECONDS)).startswith(b"HTTP/1.1 200 ")
         assert await counted(small, "broker_http_connections ") == 8
         assert await counted(small, 'broker_http_refusals_total{reason="connections-of-address"}') == 1
 
@@ -154,7 +155,7 @@ async def test_connections_are_counted_by_address_and_in_all(small: RunningBroke
     await until(all_places_are_free)
     async with connected(small) as (reader, writer):
         writer.write(ASK)
-        assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).startswith(b"HTTP/1.1 200 ")
+        assert (await asyncio.wait_for(reader.readuntil(b"}"), WAIT_SECONDS)).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_whoever_says_nothing_keeps_no_place_from_others(small: RunningBroker) -> None:
@@ -169,7 +170,7 @@ async def test_whoever_says_nothing_keeps_no_place_from_others(small: RunningBro
     async def turned_away() -> bool:
         async with connected(small, "127.0.0.20") as (reader, writer):
             writer.write(ASK)
-            return await asyncio.wait_for(reader.read(12), 20) == b"HTTP/1.1 503"
+            return await asyncio.wait_for(reader.read(12), WAIT_SECONDS) == b"HTTP/1.1 503"
 
     async with contextlib.AsyncExitStack() as stack:
         silent = [await stack.enter_async_context(connected(small, f"127.0.0.{number}")) for number in range(2, 10)]
@@ -178,12 +179,12 @@ async def test_whoever_says_nothing_keeps_no_place_from_others(small: RunningBro
         for number in range(2):
             reader, writer = await stack.enter_async_context(connected(small, "127.0.0.20"))
             writer.write(ASK)
-            assert (await asyncio.wait_for(reader.readuntil(b"}"), 20)).startswith(b"HTTP/1.1 200 ")
+            assert (await asyncio.wait_for(reader.readuntil(b"}"), WAIT_SECONDS)).startswith(b"HTTP/1.1 200 ")
             assert await rest(silent[number][0]) == b""
         assert await full()
         assert await counted(small, 'broker_http_refusals_total{reason="made-room"}') == 2
         silent[7][1].write(ASK)
-        assert (await asyncio.wait_for(silent[7][0].readuntil(b"}"), 20)).startswith(b"HTTP/1.1 200 ")
+        assert (await asyncio.wait_for(silent[7][0].readuntil(b"}"), WAIT_SECONDS)).startswith(b"HTTP/1.1 200 ")
     await until(empty)
     async with contextlib.AsyncExitStack() as stack:
         head = f"POST /v1/images HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {small.token()}\r\nContent-Length: 9\r\n"
