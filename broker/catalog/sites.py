@@ -93,7 +93,7 @@ async def delete(db: Any, path: str, version: int | None) -> None:
         async with transaction(db) as connection:
             used = await connection.fetchval("SELECT count(*) FROM stores WHERE site = $1 OR starts_with(site, $1 || '/')", path)
             if used:
-                raise errors.Conflict(f"{used} stores are at this site or below it.")
+                raise errors.Conflict(f"{used} stores are at this site or below it. Remove them first.")
             gone = await connection.fetchval(
                 "DELETE FROM sites WHERE path = $1 AND ($2::int IS NULL OR version = $2) RETURNING path", path, version
             )

@@ -205,7 +205,7 @@ async def delete(db: Any, id: int, version: int | None) -> None:
             if any(uses.values()):
                 raise errors.Conflict(
                     f"The store is in use: {uses['replicas']} replicas, {uses['uploads']} uploads under way, "
-                    f"{uses['deletions']} objects to be deleted."
+                    f"{uses['deletions']} objects to be deleted. Delete its replicas first."
                 )
             await connection.execute("DELETE FROM stores WHERE id = $1", id)
     except asyncpg.ForeignKeyViolationError:

@@ -102,7 +102,10 @@ class Mirror:
         if read:
             self._write(self._known())
         elif self._age_seconds() > self._keep_seconds:
-            _log.warning("the keys were not read for %.0f s: nothing is accepted any more", self._keep_seconds)
+            if (self._directory / JWKS).exists():
+                _log.warning("the keys were not read for %.0f s: nothing is accepted any more", self._keep_seconds)
+            else:
+                _log.warning("no keys were read yet: an empty set is written, with which nothing is accepted; is --jwks right?")
             self._write({})
         return await self._reloaded() and read
 
