@@ -119,17 +119,11 @@ def settle(
     offers: Sequence[Offered], granted: Collection[str], loads: Mapping[str, Load], count: int, now: float, policy: Policy
 ) -> Admitted | Full:
     """The admission after the database has spoken: at most `count` sources, those with a lease among them."""
-    active: list[int] = []
-    others: list[int] = []
-    leased: set[str] = set()
-    for index, offer in enumerate(offers):
-        if offer.store in granted and offer.store not in leased:
-            leased.add(offer.store)
-            active.append(index)
-        else:
-            others.append(index)
+    stores = [offer.store for offer in offers]
+    active = sorted({stores.index(store) for store in granted if store in stores})  # of two offers of one store, the first
     if not active:
         return Full(retry_after(offers, loads, now, policy))
+    others = [index for index in range(min(count, len(stores))) if index not in active]
     return Admitted(tuple(active), tuple(others[: max(0, count - len(active))]))
 
 

@@ -43,9 +43,21 @@ def new_id(now: float | None = None) -> UUID:
 
     Its 74 random bits are the operating system's, so that no id can be guessed from another one.
     """
-    milliseconds = int((time.time() if now is None else now) * 1000)
-    random = int.from_bytes(os.urandom(10), "big")
-    return UUID(int=(milliseconds & 0xFFFFFFFFFFFF) << 80 | 0x7 << 76 | (random >> 68) << 64 | 0x2 << 62 | random & (1 << 62) - 1)
+    return UUID(new_ids(1, now)[0])
+
+
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+
+
+def new_ids(count: int, now: float | None = None) -> list[str]:
+    """The same, as text in canonical form, so many at once."""
+    milliseconds = f"{int((time.time() if now is None else now) * 1000) & 0xFFFFFFFFFFFF:012x}"
+    head = f"{milliseconds[:8]}-{milliseconds[8:]}-7"
+    random = os.urandom(10 * count).hex()
+    return [
+        f"{head}{random[i : i + 3]}-{_VARIANT[random[i + 3]]}{random[i + 4 : i + 7]}-{random[i + 7 : i + 19]}"
+        for i in range(0, 20 * count, 20)
+    ]
 
 
 class Role(StrEnum):

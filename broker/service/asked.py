@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import orjson
+
 from broker import errors, rank
 from broker.accept import Candidate
 from broker.model import Client
@@ -27,10 +29,13 @@ _ANY: frozenset[str] = frozenset()
 _WISHES = frozenset(("site", "prefer", "avoid", "only", "schemes"))
 
 
+def has_wishes(request: Mapping[str, Any]) -> bool:
+    """Whether there is anything in a request for `wishes` to read: most have nothing."""
+    return not _WISHES.isdisjoint(request)
+
+
 def wishes(context: Context, client: Client, request: Mapping[str, Any], candidates: Iterable[Candidate]) -> Wishes:
-    """The wishes of a request, which most have none of. Raises `Invalid`."""
-    if _WISHES.isdisjoint(request):
-        return Wishes(client.site, _ANY, _ANY, _ANY)
+    """The wishes of a request. Raises `Invalid`."""
     return Wishes(
         site_of(context, client, request),
         store_names(context, client, request, "prefer"),
@@ -78,7 +83,7 @@ def render_download(
     image: UUID | None,
     format: str | None,
     expires_at: float,
-    sources: Sequence[Any],
+    sources: Sequence[Any] | orjson.Fragment,
     out: Sequence[Any],
 ) -> dict[str, Any]:  # fmt: skip
     """A download ticket as JSON; `blob` is its `summary`."""

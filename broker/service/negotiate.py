@@ -8,7 +8,7 @@ ticket or its own error.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -34,9 +34,10 @@ class Plan:
     target: Target
     sources: list[places.Source]
     excluded: list[rank.Exclusion]
+    ttl_seconds: float
     wants: tuple[str, ...] = ()
-    granted: set[str] = field(default_factory=set)
-    refused: set[str] = field(default_factory=set)
+    granted: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
     expires_at: float | None = None
 
 
@@ -53,14 +54,14 @@ async def download_many(
 ) -> list[dict[str, Any] | errors.BrokerError]:
     """A ticket or an error for each request, in order. Raises only `Unavailable`, and then nothing was granted to anyone."""
     now = context.clock()
-    failed_until = context.memory.failures(client.name)
+    asker = _asker(context, client, now)
     results: list[Any] = await _locate(context, client, [request for _, request in requests])
     plans: list[Plan] = []
     for index, (id, request) in enumerate(requests):
         target = results[index]
         if isinstance(target, Target):
             try:
-                plan = results[index] = _decide(context, client, request, id, target, failed_until, now)
+                plan = results[index] = _decide(context, asker, request, id, target, now)
                 plans.append(plan)
             except errors.BrokerError as error:
                 results[index] = error
@@ -139,31 +140,50 @@ class Valued(NamedTuple):
     hot: HotBlob
     sources: list[places.Source]
     shares: list[float]
+    ttl_seconds: float
+    """How long a ticket for it lives."""
+
+
+class Asker(NamedTuple):
+    """A client, and what follows for each of its requests that has no wishes of its own."""
+
+    client: Client
+    plain: accept.Request
+    outlooks: rank.Outlooks
 
 
 VALUED_BLOBS = 10_000
 """Blobs whose replicas' worth is kept for a site, at most; about 4 KB each, for some seconds."""
 
 
-def _decide(
-    context: Context, client: Client, request: Mapping[str, Any], id: str, target: Target, failed_until: Mapping[str, float], now: float
-) -> Plan:
-    """Rank the blob's replicas for this client. Raises `NoSource` when there is none to offer."""
-    hot, principal, policy = target.hot, client.principal, context.policy.rank
-    wishes = asked.wishes(context, client, request, hot.candidates)
-    ask = accept.Request(
-        Operation.DOWNLOAD, wishes.site, hot.view.blob.size, principal.project, principal.sees_private_stores, wishes.prefer,
-        wishes.avoid, wishes.schemes, failed_until=failed_until,
+def _asker(context: Context, client: Client, now: float) -> Asker:
+    principal = client.principal
+    plain = accept.Request(
+        Operation.DOWNLOAD, client.site, None, principal.project, principal.sees_private_stores,
+        failed_until=context.memory.failures(client.name),
     )  # fmt: skip
-    outlooks = context.memory.outlooks(Direction.READ, wishes.site, policy, now)
-    excluded: list[rank.Exclusion] = []
+    return Asker(client, plain, context.memory.outlooks(Direction.READ, client.site, context.policy.rank, now))
+
+
+def _decide(context: Context, asker: Asker, request: Mapping[str, Any], id: str, target: Target, now: float) -> Plan:
+    """Rank the blob's replicas for this client. Raises `NoSource` when there is none to offer."""
+    client, ask, outlooks = asker
+    hot = target.hot
+    if asked.has_wishes(request):
+        wishes = asked.wishes(context, client, request, hot.candidates)
+        ask = ask._replace(site=wishes.site, prefer=wishes.prefer, avoid=wishes.avoid, schemes=wishes.schemes)
+        outlooks = context.memory.outlooks(Direction.READ, wishes.site, context.policy.rank, now)
+    count, parallel = request.get("count", 3), request.get("parallel", 1)
     if hot.offered_to_all and not ask.is_choosy:  # nearly always: nothing to exclude, so nothing to ask of each candidate
         valued = _value(context, ask, hot, outlooks)
-        sources = [valued.sources[index] for index in rank.draw(valued.shares, context.rng)]
-    else:
-        ranking = rank.rank(ask, hot.candidates, outlooks, context.memory.read_loads, policy, now, context.rng)
-        _count_exclusions(context, ranking)
-        sources, excluded = list(map(places.Source, ranking.sources)), ranking.excluded
+        sources = list(map(valued.sources.__getitem__, rank.draw(valued.shares, context.rng)))
+        if sources:
+            return Plan(id, max(count, parallel), parallel, target, sources, [], valued.ttl_seconds)
+    policy = context.policy.rank
+    ask = ask._replace(size=hot.view.blob.size)
+    ranking = rank.rank(ask, hot.candidates, outlooks, context.memory.read_loads, policy, now, context.rng)
+    _count_exclusions(context, ranking)
+    sources, excluded = list(map(places.Source, ranking.sources)), ranking.excluded
     if not sources:
         context.metrics.ticket("download", "no-source")
         raise errors.NoSource(
@@ -171,8 +191,7 @@ def _decide(
             extra={"excluded": asked.excluded(excluded)},
             retry_after=policy.failure_seconds if _may_pass(excluded) else None,
         )
-    count, parallel = request.get("count", 3), request.get("parallel", 1)
-    return Plan(id, max(count, parallel), parallel, target, sources, excluded)
+    return Plan(id, max(count, parallel), parallel, target, sources, excluded, admit.ticket_seconds(sources, context.policy.admit))
 
 
 def _value(context: Context, ask: accept.Request, hot: HotBlob, outlooks: rank.Outlooks) -> Valued:
@@ -180,8 +199,10 @@ def _value(context: Context, ask: accept.Request, hot: HotBlob, outlooks: rank.O
     kept: Valued | None = None if ask.prefer else outlooks.valued.get(id(hot))
     if kept is not None and kept.hot is hot:
         return kept
+    ask = ask._replace(size=hot.view.blob.size)
     found = rank.value(ask, hot.candidates, outlooks, context.memory.read_loads, context.policy.rank)
-    valued = Valued(hot, list(map(places.Source, found)), [source.weight for source in found])
+    sources = list(map(places.Source, found))
+    valued = Valued(hot, sources, [source.weight for source in found], admit.ticket_seconds(sources, context.policy.admit))
     if not ask.prefer and not any(candidate.bandwidth for candidate in hot.candidates):
         if len(outlooks.valued) >= VALUED_BLOBS:
             outlooks.valued.clear()
@@ -213,14 +234,14 @@ async def _admit(context: Context, client: Client, plans: Sequence[Plan]) -> Non
             for plan, (grant, _) in zip(asked, grants, strict=True):
                 _take(context, plan, grant)
             context.memory.note_leases(grants[0][1])
-        pending = [plan for plan in asked if plan.wants]
+        pending = [plan for plan in asked if len(plan.granted) < plan.parallel]
         if not pending and not swept:
             # Expired leases still count until they are swept: do that before anyone is sent away.
             swept = True
             full = [plan for plan in plans if plan.expires_at is None]
             if full and await leases.sweep(context.db):
                 for plan in full:
-                    plan.refused.clear()
+                    plan.refused = frozenset()
                 pending = full
     full_stores = {offer.store for plan in plans if plan.expires_at is None for offer in plan.sources}
     if full_stores:
@@ -243,28 +264,24 @@ def _wants(context: Context, plan: Plan) -> bool:
 
 def _grant_request(context: Context, client: Client, plan: Plan) -> leases.GrantRequest:
     """Stores without slots are granted here and now; the others are asked for."""
-    policy, loads, wants = context.policy.admit, context.memory.read_loads, plan.wants
+    loads, wants = context.memory.read_loads, plan.wants
     wanted: list[leases.Want] = []
-    recorded: list[str] = []
-    asked_for: set[str] = set()
-    for index, source in enumerate(plan.sources):
-        store = source.store
-        is_wanted = store in wants
-        if is_wanted:
-            if source.slots is None:
-                plan.granted.add(store)
-            elif store not in asked_for:
-                asked_for.add(store)
-                wanted.append(leases.Want(source.candidate.store_id, "read", admit.lease_seconds(source.seconds, policy)))
-        elif index >= plan.count:
-            continue
-        recorded.append(source.record(is_wanted, loads.get(store, IDLE).active + 1))
+    asked_for = [next(source for source in plan.sources if source.store == store) for store in wants]
+    for source in asked_for:
+        if source.slots is None:
+            plan.granted |= {source.store}
+        else:
+            seconds = admit.lease_seconds(source.seconds, context.policy.admit)
+            wanted.append(leases.Want(source.candidate.store_id, "read", seconds))
     if plan.expires_at is not None:  # recorded in an earlier round: only more leases are asked for
         return leases.GrantRequest(plan.id, None, wanted, False)
+    first, others = plan.sources[: plan.count], plan.sources[plan.count :]
+    first += [source for source in others if source.store in wants]
+    recorded = [source.record(source.store in wants, loads.get(source.store, IDLE).active + 1) for source in first]
     principal, blob = client.principal, plan.target.hot.view.blob
     ticket = leases.TicketRow(
         Operation.DOWNLOAD, principal.project, principal.subject, client.instance, client.address, client.site, plan.target.image_id,
-        blob.id, blob.size, f"[{','.join(recorded)}]", admit.ticket_seconds(plan.sources, policy),
+        blob.id, blob.size, f"[{','.join(recorded)}]", plan.ttl_seconds,
     )  # fmt: skip
     return leases.GrantRequest(plan.id, ticket, wanted, not plan.granted)
 
@@ -276,10 +293,10 @@ def _take(context: Context, plan: Plan, grant: leases.Grant) -> None:
     for store_id in grant.leases:
         store = context.memory.store_by_id(store_id)
         if store is not None:
-            plan.granted.add(store.name)
+            plan.granted |= {store.name}
     for name in plan.wants:
         if name not in plan.granted:
-            plan.refused.add(name)
+            plan.refused |= {name}
             context.metrics.leases_refused.inc(name, "read")
 
 
@@ -296,11 +313,12 @@ def _answer(context: Context, plan: Plan, now: float) -> dict[str, Any] | errors
         excluded = asked.excluded(plan.excluded)
         return errors.Busy("Every store that has the blob is at its limit.", retry_after=wait, extra={"excluded": excluded})
     first = None
-    shown: list[orjson.Fragment] = []
-    for state, indexes in (("active", admitted.active), ("standby", admitted.standby)):
+    shown: list[bytes] = []
+    until = places.until(context, plan.expires_at, now)
+    for state, indexes in ((b"active", admitted.active), (b"standby", admitted.standby)):
         for index in indexes:
             source = plan.sources[index]
-            read = places.sign_read(context, source.store, source.candidate.key, plan.expires_at, now)
+            read = places.sign_read(context, source.store, source.candidate.key, until)
             if read is None:
                 plan.excluded.append(rank.Exclusion(source.candidate, accept.Reason.UNSIGNABLE))
                 metrics.exclusion(accept.Reason.UNSIGNABLE)
@@ -312,4 +330,5 @@ def _answer(context: Context, plan: Plan, now: float) -> dict[str, Any] | errors
         metrics.ticket("download", "no-source")
         return errors.NoSource("No URL can be signed for any replica.", extra={"excluded": excluded})
     metrics.ticket("download", "granted", first)
-    return asked.render_download(plan.id, "open", target.hot.summary, target.image_id, target.format, plan.expires_at, shown, excluded)
+    sources = orjson.Fragment(b"[%b]" % b",".join(shown))
+    return asked.render_download(plan.id, "open", target.hot.summary, target.image_id, target.format, plan.expires_at, sources, excluded)

@@ -16,7 +16,7 @@ from broker.accept import Candidate
 from broker.model import Handle
 from broker.service import reads
 from broker.service.context import Context
-from broker.service.reads import Read
+from broker.service.reads import Read, Until
 
 
 class Place(NamedTuple):
@@ -64,6 +64,10 @@ def recorded(row: Sequence[Sequence[Any]]) -> list[Recorded]:
     return [Recorded(*entry) for entry in row]
 
 
+_SHOWN = b'{"rank":%d,"state":"%b",%b,%b}'
+"""A source of a ticket: the last two are members of `describe` and of `reads.show`."""
+
+
 class Source:
     """A ranked replica on its way into a ticket: what admission asks of it, and what is recorded and shown of it.
 
@@ -89,22 +93,26 @@ class Source:
         before, after = self._recorded
         return f"{before},true,{concurrency},{after}" if active else f"{before},false,{concurrency},{after}"
 
-    def show(self, rank: int, state: str, read: Read) -> orjson.Fragment:
+    def show(self, rank: int, state: bytes, read: Read) -> bytes:
         """The source of a ticket, in JSON."""
         if self._shown is None:
             self._shown = orjson.dumps(describe(self.candidate, self.estimate, self.weight))[1:-1]
-        return _joined(rank, state, self._shown, read)
+        return _SHOWN % (rank, state, self._shown, read.shown)
 
 
-def sign_read(context: Context, store: str, key: str, expires_at: float, now: float) -> Read | None:
-    """What reads a key of a store, at most until `expires_at`; ``None`` when the store's credential is missing or has ended."""
+def until(context: Context, expires_at: float, now: float) -> Until:
+    """How long what reads the places of a ticket that ends at `expires_at` may live."""
     policy = context.policy
-    ends_at = min(expires_at, now + policy.url_ttl_seconds)
+    return reads.until(min(expires_at, now + policy.url_ttl_seconds), now, int(policy.share_bucket_seconds))
+
+
+def sign_read(context: Context, store: str, key: str, until: Until) -> Read | None:
+    """What reads a key of a store; ``None`` when the store's credential is missing or has ended."""
     try:
-        read = context.memory.reads.sign(store, key, ends_at, now, int(policy.share_bucket_seconds))
+        read = context.memory.reads.sign(store, key, until)
     except errors.StoreUnavailable:
         return None
-    return read if read.expires_at > now else None
+    return read if read.expires_at > until.now else None
 
 
 def describe(at: Place | Candidate, told: Place | rank.Estimate, weight: float) -> dict[str, Any]:
@@ -126,11 +134,8 @@ def describe(at: Place | Candidate, told: Place | rank.Estimate, weight: float) 
 
 def show_read(place: Place, rank: int, read: Read) -> orjson.Fragment:
     """The place as a source of a ticket, in JSON."""
-    return _joined(rank, place.state, orjson.dumps(describe(place, place, place.weight))[1:-1], read)
-
-
-def _joined(rank: int, state: str, described: bytes, read: Read) -> orjson.Fragment:
-    return orjson.Fragment(b'{"rank":%d,"state":"%b",%b,%b}' % (rank, state.encode(), described, read.shown))
+    described = orjson.dumps(describe(place, place, place.weight))[1:-1]
+    return orjson.Fragment(_SHOWN % (rank, place.state.encode(), described, read.shown))
 
 
 def render(place: Place, rank: int, handle: Handle | None) -> dict[str, Any]:

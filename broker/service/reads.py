@@ -35,6 +35,17 @@ class Read(NamedTuple):
     shown: bytes
 
 
+class Until(NamedTuple):
+    """How long handles made at `now` may live: `at` is the end of those that are made for one client alone."""
+
+    now: float
+    at: float
+    urls_at: int
+    """The end of URLs that are kept for everyone."""
+    tokens_at: int | None
+    """The end of tokens that many share; ``None`` when each is made afresh."""
+
+
 class Reads:
     """The handles kept. `driver` gives what signs for a store of that name, or raises `errors.StoreUnavailable`."""
 
@@ -49,25 +60,22 @@ class Reads:
         self._alike.clear()
         self._kept.clear()
 
-    def sign(self, store: str, key: str, expires_at: float, now: float, token_step_seconds: int) -> Read:
-        """What reads `key` of a store until `expires_at`, or a step before. `token_step_seconds`: for how long tokens are shared, or 0.
-
-        Raises `errors.StoreUnavailable`.
-        """
+    def sign(self, store: str, key: str, until: Until) -> Read:
+        """What reads `key` of a store. Raises `errors.StoreUnavailable`."""
         try:
             alike = self._alike[store]
         except KeyError:
             driver = self._driver(store)
             alike = self._alike[store] = driver if isinstance(driver, SignsAlike) else None
+        now, at, ends_at, tokens_at = until
         if alike is not None:
-            step, by = url_step_seconds(expires_at - now), alike.reads_by
-        elif token_step_seconds and self._driver(store).kind == "http":
-            step, by = token_step_seconds, 0
+            by = alike.reads_by
+        elif tokens_at is not None and self._driver(store).kind == "http":
+            ends_at, by = tokens_at, 0
         else:
-            return self._sign(store, key, expires_at, now)
-        ends_at = int(expires_at) // step * step
+            return self._sign(store, key, at, now)
         if ends_at <= now:
-            return self._sign(store, key, expires_at, now)
+            return self._sign(store, key, at, now)
         read = self._kept.get((store, key, ends_at, by))
         if read is None:
             read = self._kept[store, key, ends_at, by] = self._sign(store, key, ends_at, now)
@@ -86,6 +94,13 @@ class Reads:
 def show(handle: Handle) -> dict[str, object]:
     """A handle as JSON."""
     return {"method": handle.method, "url": handle.url, "headers": handle.headers, "expires_at": instant(handle.expires_at)}
+
+
+def until(expires_at: float, now: float, token_step_seconds: int) -> Until:
+    """At most until `expires_at`: what is shared ends a step before. `token_step_seconds`: for how long tokens are shared, or 0."""
+    at = int(expires_at)
+    step = url_step_seconds(expires_at - now)
+    return Until(now, expires_at, at // step * step, at // token_step_seconds * token_step_seconds if token_step_seconds else None)
 
 
 def url_step_seconds(life_seconds: float) -> int:

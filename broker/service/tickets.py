@@ -200,8 +200,9 @@ async def _render(context: Context, client: Client, record: TicketRecord) -> dic
         is_active = recorded.store_id in held or (recorded.active and candidate.slots is None)
         (active if is_active else standby).append(recorded.place(candidate, "active" if is_active else "standby"))
     sources: list[orjson.Fragment] = []
+    until = places.until(context, record.expires_at, now)
     for place in (*active, *standby):
-        read = places.sign_read(context, place.store, place.key, record.expires_at, now)
+        read = places.sign_read(context, place.store, place.key, until)
         if read is None:
             out.append({"store": place.store, "reason": accept.Reason.UNSIGNABLE})
         else:

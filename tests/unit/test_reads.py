@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from broker import errors, metrics
 from broker.model import Handle
-from broker.service.reads import LONGEST_STEP_SECONDS, Read, Reads, url_step_seconds
+from broker.service.reads import LONGEST_STEP_SECONDS, Read, Reads, until, url_step_seconds
 
 NOW = 1_700_000_000.5
 
@@ -48,33 +48,33 @@ def url(read: Read) -> str:
 
 def test_urls_alike_are_signed_once() -> None:
     kept = reads(Alike())
-    assert kept.sign("a", "k", NOW + 600, NOW, 0) == kept.sign("a", "k", NOW + 601, NOW + 1, 0)
-    assert url(kept.sign("a", "l", NOW + 600, NOW, 0)) != url(kept.sign("a", "k", NOW + 600, NOW, 0))
+    assert kept.sign("a", "k", until(NOW + 600, NOW, 0)) == kept.sign("a", "k", until(NOW + 601, NOW + 1, 0))
+    assert url(kept.sign("a", "l", until(NOW + 600, NOW, 0))) != url(kept.sign("a", "k", until(NOW + 600, NOW, 0)))
 
 
 def test_a_url_is_forgotten_with_what_it_was_signed_with() -> None:
     driver = Alike()
     kept = reads(driver)
-    first = url(kept.sign("a", "k", NOW + 600, NOW, 0))
+    first = url(kept.sign("a", "k", until(NOW + 600, NOW, 0)))
     driver.reads_by = 1
-    second = url(kept.sign("a", "k", NOW + 600, NOW, 0))
+    second = url(kept.sign("a", "k", until(NOW + 600, NOW, 0)))
     kept.forget()
-    assert len({first, second, url(kept.sign("a", "k", NOW + 600, NOW, 0))}) == 3
+    assert len({first, second, url(kept.sign("a", "k", until(NOW + 600, NOW, 0)))}) == 3
 
 
 def test_tokens_are_shared_only_where_policy_says_so() -> None:
     kept = reads(Tokens())
-    assert url(kept.sign("a", "k", NOW + 600, NOW, 0)) != url(kept.sign("a", "k", NOW + 600, NOW, 0))
-    shared = kept.sign("a", "k", NOW + 600, NOW, 300)
-    assert shared == kept.sign("a", "k", NOW + 601, NOW + 1, 300)
+    assert url(kept.sign("a", "k", until(NOW + 600, NOW, 0))) != url(kept.sign("a", "k", until(NOW + 600, NOW, 0)))
+    shared = kept.sign("a", "k", until(NOW + 600, NOW, 300))
+    assert shared == kept.sign("a", "k", until(NOW + 601, NOW + 1, 300))
     assert shared.expires_at % 300 == 0 and NOW + 300 <= shared.expires_at <= NOW + 600
 
 
 def test_what_would_end_before_the_step_is_signed_for_one() -> None:
     kept = reads(Tokens())
-    assert kept.sign("a", "k", NOW + 10, NOW, 3600).expires_at == int(NOW + 10)
+    assert kept.sign("a", "k", until(NOW + 10, NOW, 3600)).expires_at == int(NOW + 10)
     with pytest.raises(errors.StoreUnavailable):
-        kept.sign("a", "k", NOW - 1, NOW, 3600)
+        kept.sign("a", "k", until(NOW - 1, NOW, 3600))
 
 
 @given(st.floats(0, 1e6))

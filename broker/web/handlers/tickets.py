@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from broker import errors
-from broker.model import new_id
+from broker.model import new_ids
 from broker.service import commit, negotiate, report, tickets, upload
 from broker.web.call import Answer, Call
 
@@ -14,6 +17,9 @@ __all__ = [
 
 
 async def create_ticket(call: Call) -> Answer:
+    if call.body["operation"] == "download" and "Idempotency-Key" not in call.headers:  # a new one for sure
+        id = new_ids(1, call.context.clock())[0]
+        return _created(await negotiate.download(call.context, call.client, call.body, id))
     claim = await call.claim()
     ticket = await tickets.show_again(call.context, call.client, claim.id) if claim.repeated else None
     if ticket is None:
@@ -27,13 +33,17 @@ async def create_ticket(call: Call) -> Answer:
             ticket = await tickets.show_again(call.context, call.client, claim.id) if "Idempotency-Key" in call.headers else None
             if ticket is None:
                 raise
+    return _created(ticket)
+
+
+def _created(ticket: Mapping[str, Any]) -> Answer:
     return Answer(201, ticket, {"Location": f"/v1/tickets/{ticket['id']}"})
 
 
 async def create_tickets(call: Call) -> Answer:
-    now = call.context.clock()
-    requests = [(str(new_id(now)), request) for request in call.body["tickets"]]
-    results = await negotiate.download_many(call.context, call.client, requests)
+    asked = call.body["tickets"]
+    ids = new_ids(len(asked), call.context.clock())
+    results = await negotiate.download_many(call.context, call.client, list(zip(ids, asked, strict=True)))
     return Answer(200, {"tickets": [result.problem() if isinstance(result, errors.BrokerError) else result for result in results]})
 
 
