@@ -202,7 +202,7 @@ def _address(_context: click.Context, _parameter: click.Parameter, text: str | N
     default=Limits().connections,
     show_default=True,
     type=click.IntRange(min=1),
-    help="At most so many at once; more get 503.",
+    help="At most so many at once; a further one takes the place of the longest idle one, or gets 503.",
 )
 @click.option(
     "--reads-per-token",
