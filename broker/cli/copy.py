@@ -13,11 +13,12 @@ import click
 
 from broker.cli import exits
 from broker.cli.connection import Connection, connected, print_json, resolve
-from broker.cli.display import seconds_text, shown, size_text
+from broker.cli.display import shown
 from broker.client.download import download
 from broker.client.progress import Progress
 from broker.client.sources import Wanted
 from broker.client.upload import Offer, Uploaded, upload
+from broker.units import seconds_text, size_text
 
 
 @click.command()

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from broker.client.progress import Progress
+from broker.units import seconds_text, size_text
 
 _LINE_SECONDS = 5.0
 _DRAW_SECONDS = 0.2
@@ -27,25 +28,6 @@ _WINDOW_SECONDS = 10.0
 _ANY_WIDTH = 10_000
 _FOLDED = 24
 """Characters that a table's last column gets at least before it is folded between words; the others are never folded."""
-
-
-def size_text(size: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(size) < 1024 or unit == "TiB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError("the last unit takes all")
-
-
-def seconds_text(seconds: float | None) -> str:
-    """A duration for people."""
-    if seconds is None:
-        return "?"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Pace:

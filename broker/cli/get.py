@@ -12,12 +12,13 @@ import click
 
 from broker.cli import exits
 from broker.cli.connection import Connection, connected, print_json, resolve
-from broker.cli.display import seconds_text, shown, size_text
+from broker.cli.display import shown
 from broker.client.api import Broker
 from broker.client.download import STALL_SECONDS, Downloaded, download
 from broker.client.progress import Progress
 from broker.client.sources import Used, Wanted
 from broker.client.trouble import LocalTrouble
+from broker.units import seconds_text, size_text
 
 
 @click.command()

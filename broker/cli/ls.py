@@ -9,9 +9,10 @@ import click
 
 from broker.cli import exits
 from broker.cli.connection import Connection, connected, print_json
-from broker.cli.display import print_table, seconds_text, size_text
+from broker.cli.display import print_table
 from broker.client.answers import Image, Path, Replica, Site, Store
 from broker.client.api import Broker
+from broker.units import seconds_text, size_text
 
 _FILTERS = {
     "images": ("name", "visibility", "status", "project", "format"),

@@ -11,9 +11,10 @@ import click
 
 from broker.cli import exits
 from broker.cli.connection import Connection, as_uuid, connected, print_json
-from broker.cli.display import seconds_text, shown, size_text
+from broker.cli.display import shown
 from broker.client.progress import Progress
 from broker.client.upload import PARALLEL, Offer, Uploaded, upload, upload_stream
+from broker.units import seconds_text, size_text
 
 
 @click.command()

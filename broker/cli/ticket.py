@@ -6,8 +6,9 @@ import click
 
 from broker.cli import exits
 from broker.cli.connection import Connection, connected, print_json, resolve
-from broker.cli.display import print_table, seconds_text, size_text
+from broker.cli.display import print_table
 from broker.client.answers import Ticket
+from broker.units import seconds_text, size_text
 
 
 @click.command()
