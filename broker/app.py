@@ -128,7 +128,8 @@ async def running(
             db=pool, grants=grants, reports=reports, memory=memory, keys=keyring, policy=policy, metrics=counted, clock=time.time,
             rng=Random(), probe=try_store,
         )  # fmt: skip
-        loops = [jobs.repeat(context, jobs.COUNT), _watch_credentials(known, memory)]
+        _follow(counted, pool, memory)
+        loops = [*(jobs.repeat(context, job) for job in jobs.GAUGES), _watch_credentials(known, memory)]
         if with_jobs:
             loops += [jobs.repeat(context, job) for job in (*jobs.JOBS, jobs.age(settings.database.keep_days))]
         stack.push_async_callback(_end, [asyncio.create_task(loop) for loop in loops])
@@ -329,6 +330,14 @@ def store_session(counted: metrics.Metrics, *, internal: bool) -> aiohttp.Client
         auto_decompress=False,
         trace_configs=[exchange.tracing(counted)],
     )
+
+
+def _follow(counted: metrics.Metrics, pool: asyncpg.Pool[asyncpg.Record], memory: Memory) -> None:
+    """Let the metrics ask how the database's connections and memory are whenever they are read."""
+    counted.database_connections.follow(pool.get_idle_size, "idle")
+    counted.database_connections.follow(lambda: pool.get_size() - pool.get_idle_size(), "busy")
+    counted.database_connections.follow(pool.get_max_size, "limit")
+    counted.memory_age.set_function(memory.unread_seconds)
 
 
 async def _watch_credentials(credentials: Credentials, memory: Memory) -> None:

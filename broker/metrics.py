@@ -1,8 +1,8 @@
 """What is counted, under which names (prometheus.io, "Metric and label naming").
 
-Cardinality is bounded: `store` by the registered stores (a name that was forgotten stays until the restart), `site` never
-appears, and every other label takes values of a fixed list: operations of the contract, problem types, reasons, states,
-statement names. At 100 stores that is about 5,000 series.
+Cardinality is bounded: `store` by the registered stores (a name that was forgotten stays until the restart), `project` by
+`PROJECTS`, `site` never appears, and every other label takes values of a fixed list: operations of the contract, problem
+types, reasons, states, statement names. No label is called job or instance: those are Prometheus' own.
 
 Counters and histograms keep their own numbers and hand them over when they are read, without the
 locks that one event loop does not need.
@@ -11,18 +11,21 @@ locks that one event loop does not need.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from time import perf_counter
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+PROJECTS = 20
+"""So many projects are told apart by name, those that hold most; the others are added up under the name "". """
 
 _REQUEST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SIGNING_SECONDS = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3)
@@ -91,7 +94,8 @@ class Times(Collector):
 
 
 class Levels:
-    """A gauge by labels. `replace` sets all of them at once, so that what is gone does not stay."""
+    """A gauge by labels. `replace` sets all of them at once, so that what is gone does not stay; what `follow` names is asked
+    for when the gauge is read."""
 
     __slots__ = ("_metric",)
 
@@ -101,7 +105,10 @@ class Levels:
     def set(self, value: float, *labels: str) -> None:
         self._metric.labels(*labels).set(value)
 
-    def replace(self, values: dict[tuple[str, ...], float]) -> None:
+    def follow(self, read: Callable[[], float], *labels: str) -> None:
+        self._metric.labels(*labels).set_function(read)
+
+    def replace(self, values: Mapping[tuple[str, ...], float]) -> None:
         self._metric.clear()
         for labels, value in values.items():
             self._metric.labels(*labels).set(value)
@@ -125,8 +132,19 @@ class Metrics:
     leases: Levels  # store, direction
     slots: Levels  # store, direction
     leases_refused: Counts  # store, direction
+    bandwidth: Levels  # store, direction
+    space_taken: Levels  # store
+    space_capacity: Levels  # store
+    project_leases: Levels  # project
+    paths: Levels  # store, direction
+    path_rates: Levels  # store, direction, of: worst, median, best
+    path_successes: Levels  # store, direction, of
+    deletions: Levels  # state
     database_seconds: Times  # statement: the name of the function that runs it
     coalesced: Times  # statement: requests that shared one round trip
+    queued: Levels  # statement
+    database_connections: Levels  # state
+    database_bytes: Gauge
     signing_seconds: Times  # kind
     store_requests: Counts  # store, method, outcome
     store_seconds: Times  # store, method
@@ -142,7 +160,8 @@ class Metrics:
     hot_misses: Counts
     hot_evictions: Counts
     hot_bytes: Gauge
-    jobs: Counts  # job, outcome
+    memory_age: Gauge
+    jobs: Counts  # task, outcome
     signing_keys: Levels  # state
     info: Levels  # version
 
@@ -195,6 +214,18 @@ def create(version: str = "") -> Metrics:
         leases=levels("leases", "Unexpired leases.", "store", "direction"),
         slots=levels("slots", "Concurrent transfers that a store allows.", "store", "direction"),
         leases_refused=counts("leases_refused_total", "Leases that were asked for when every slot was taken.", "store", "direction"),
+        bandwidth=levels("bandwidth_bytes_per_second", "Bandwidth that a store declares.", "store", "direction"),
+        space_taken=levels("space_taken_bytes", "Bytes of replicas and open uploads on a store.", "store"),
+        space_capacity=levels("space_capacity_bytes", "Capacity that a store declares.", "store"),
+        project_leases=levels("project_leases", "Unexpired leases by project.", "project"),
+        paths=levels("paths", "Sites that reported transfers with a store lately.", "store", "direction"),
+        path_rates=levels(
+            "path_rate_bytes_per_second", "Average rate of a store's paths, of the worst, median and best site.", "store", "direction", "of"
+        ),
+        path_successes=levels(
+            "path_success_ratio", "Share of transfers that delivered, of the worst, median and best site.", "store", "direction", "of"
+        ),
+        deletions=levels("deletions", "Objects that are to be removed from stores, by state.", "state"),
         database_seconds=times("database_seconds", "Time of database statements, waiting for a connection included.", "statement"),
         coalesced=times(
             "coalesced_requests",
@@ -202,6 +233,9 @@ def create(version: str = "") -> Metrics:
             "statement",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
         ),
+        queued=levels("queued_requests", "Requests that wait for the next round trip which they can share.", "statement"),
+        database_connections=levels("database_connections", "Connections to the database by state, and how many may be open.", "state"),
+        database_bytes=Gauge("broker_database_bytes", "Size of the database.", registry=registry),
         signing_seconds=times("signing_seconds", "Time to sign one URL or token.", "kind", buckets=_SIGNING_SECONDS),
         store_requests=counts("store_requests_total", "Requests of the broker to stores.", "store", "method", "outcome"),
         store_seconds=times("store_request_seconds", "Time of the broker's requests to stores.", "store", "method"),
@@ -219,9 +253,11 @@ def create(version: str = "") -> Metrics:
         hot_misses=counts("hot_misses_total", "Blobs that were looked up in the catalogue."),
         hot_evictions=counts("hot_evictions_total", "Blobs and images that left memory to make room."),
         hot_bytes=Gauge("broker_hot_bytes", "Estimated size of the blobs and images in memory.", registry=registry),
-        jobs=counts("jobs_total", "Runs of background jobs.", "job", "outcome"),
+        memory_age=Gauge("broker_memory_age_seconds", "Time since memory was last brought up to date.", registry=registry),
+        jobs=counts("jobs_total", "Runs of background jobs.", "task", "outcome"),
         signing_keys=levels("signing_keys", "Signing keys by what they are doing, as this broker knows them.", "state"),
         info=levels("info", "The running broker.", "version"),
     )
     metrics.info.set(1, version)
+    ProcessCollector(registry=registry)
     return metrics

@@ -27,7 +27,7 @@ Work = Callable[[Any, Sequence[Item]], Awaitable[Sequence[Result]]]
 class Coalescer(Generic[Item, Result]):
     """Runs `work` for batches of up to `most` items, one batch at a time, on a connection of its own from `pool`.
 
-    `metrics` learn under `name` how long batches take and how many items share one.
+    `metrics` learn under `name` how long batches take, how many items share one, and how many callers wait.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Coalescer(Generic[Item, Result]):
         self._waiting: list[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]] = []
         self._runner: asyncio.Task[None] | None = None
         self._connection: Any = None
+        metrics.queued.follow(lambda: len(self._waiting), name)
 
     async def __call__(self, items: Sequence[Item]) -> Sequence[Result]:
         """The results of `items`, which stay together in one batch. Raises `errors.Unavailable`."""

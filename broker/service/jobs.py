@@ -15,6 +15,7 @@ import structlog
 
 from broker import errors
 from broker.catalog import changes, counts, idempotency, keys, leases, partitions
+from broker.metrics import PROJECTS
 from broker.service import key_rotation, reap
 from broker.service.context import Context
 
@@ -41,15 +42,38 @@ async def _forget(context: Context) -> None:
 
 
 async def count(context: Context) -> None:
-    """Set the gauges that the catalogue knows."""
+    """Set the gauges that cost the catalogue a scan."""
     metrics = context.metrics
     found = await counts.states(context.db)
     for subject, gauge in (("uploads", metrics.uploads), ("replicas", metrics.replicas), ("images", metrics.images)):
         gauge.replace({(entry.state,): entry.number for entry in found if entry.subject == subject})
+    metrics.deletions.replace({(state,): number for state, number in (await counts.deletions(context.db)).items()})
+    metrics.database_bytes.set(await counts.size(context.db))
+
+
+async def measure(context: Context) -> None:
+    """Set the gauges that move with every ticket and report."""
+    metrics, db = context.metrics, context.db
     metrics.signing_keys.replace({(state,): number for state, number in context.keys.states(context.clock()).items()})
-    held = await counts.slots(context.db)
-    metrics.leases.replace({(entry.store, entry.direction): entry.leased for entry in held})
-    metrics.slots.replace({(entry.store, entry.direction): entry.slots for entry in held})
+    held = await counts.stores(db)
+    metrics.leases.replace({(entry.store, entry.direction): entry.leased for entry in held if entry.slots is not None})
+    metrics.slots.replace({(entry.store, entry.direction): entry.slots for entry in held if entry.slots is not None})
+    metrics.bandwidth.replace({(entry.store, entry.direction): entry.bandwidth for entry in held if entry.bandwidth is not None})
+    spaces = await counts.spaces(db)
+    metrics.space_taken.replace({(entry.store,): entry.taken for entry in spaces})
+    metrics.space_capacity.replace({(entry.store,): entry.capacity for entry in spaces if entry.capacity is not None})
+    metrics.project_leases.replace({(name,): number for name, number in (await counts.project_leases(db, PROJECTS)).items()})
+    paths = await counts.paths(db, LATELY * context.policy.paths.half_life_seconds)
+    metrics.paths.replace({(entry.store, entry.direction): entry.sites for entry in paths})
+    metrics.path_rates.replace({(p.store, p.direction, of): rate for p in paths for of, rate in zip(OF, p.rates or (), strict=False)})
+    metrics.path_successes.replace({(p.store, p.direction, of): share for p in paths for of, share in zip(OF, p.successes, strict=True)})
+
+
+OF = ("worst", "median", "best")
+"""The sites that a path gauge tells of."""
+
+LATELY = 4
+"""A path that nobody reported on for so many half-lives has next to no weight left, and is no longer told."""
 
 
 JOBS = (
@@ -73,7 +97,7 @@ def age(keep_days: int) -> Job:
     return Job("age", 3600.0, run)
 
 
-COUNT = Job("count", 60.0, count)
+GAUGES = (Job("count", 60.0, count), Job("measure", 10.0, measure))
 """What every broker does for its own metrics."""
 
 

@@ -34,7 +34,8 @@ def test_one_worker_is_told_as_it_is() -> None:
     made = metrics.create("1")
     made.exclusions.inc("avoided")
     made.http_seconds.observe(0.1, "getVersion")
-    assert metric_sums.render(metric_sums.read(made.render().decode())) == made.render()
+    text = made.render()
+    assert metric_sums.render(metric_sums.read(text.decode())) == text
 
 
 def test_every_gauge_that_is_the_same_for_all_exists() -> None:

@@ -38,7 +38,7 @@ def test_promtool_finds_nothing_to_mend() -> None:
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
-def test_every_name_begins_with_broker_and_labels_are_those_stated() -> None:
+def test_every_name_begins_with_broker_or_process_and_labels_are_those_stated() -> None:
     allowed = {
         "operation",
         "outcome",
@@ -50,14 +50,16 @@ def test_every_name_begins_with_broker_and_labels_are_those_stated() -> None:
         "statement",
         "kind",
         "method",
-        "job",
+        "task",
         "version",
+        "project",
+        "of",
         "le",
     }
     families = list(text_string_to_metric_families(exercised().render().decode()))
     assert len(families) >= 25
     for family in families:
-        assert family.name.startswith("broker_")
+        assert family.name.startswith(("broker_", "process_"))
         for sample in family.samples:
             assert sample.labels.keys() <= allowed
 
@@ -137,3 +139,55 @@ async def test_health_says_when_the_database_is_away(broker: RunningBroker, api:
     assert (lost.status, lost.body["type"]) == (503, "/problems/unavailable")
     assert int(lost.headers["Retry-After"]) >= 1
     assert (await api.get("/v1")).status == 200
+
+
+async def test_what_the_catalogue_and_the_pool_say(broker: RunningBroker, session: aiohttp.ClientSession) -> None:
+    db = broker.context.db
+    await db.execute("INSERT INTO sites (path) VALUES ('eu/a'), ('eu/b')")
+    store = await db.fetchval(
+        """INSERT INTO stores (name, kind, site, endpoint, read_bandwidth)
+           VALUES ('s', 'http', 'eu/a', 'http://127.0.0.1:1', 1000) RETURNING id"""
+    )
+    await db.execute("INSERT INTO slots (store_id, direction, slots, leased) VALUES ($1, 'read', 30, 23), ($1, 'write', NULL, 0)", store)
+    await db.execute("INSERT INTO spaces (store_id, capacity, taken) VALUES ($1, 500, 50)", store)
+    for number in range(metrics.PROJECTS + 2):
+        await db.execute(
+            """WITH made AS (INSERT INTO tickets (id, operation, project, subject, instance, address, blob_id, places, expires_at)
+                             VALUES (gen_random_uuid(), 'download', $1, 's', 'i', 'a', gen_random_uuid(), '[]', now()) RETURNING id)
+               INSERT INTO leases (ticket_id, store_id, direction, expires_at)
+               SELECT id, $2, 'read', now() + interval '1 hour' FROM made""",
+            f"project-{number:02d}", store,
+        )  # fmt: skip
+    for site, rate, good in (("eu/a", 10.0, 1.0), ("eu/b", 30.0, 0.5), ("eu", 20.0, 0.75)):
+        await db.execute(
+            "INSERT INTO paths VALUES ($1, $2, 'read', $3, 1, 0, 0, $4, 1, now())", site, store, rate, good
+        )  # fmt: skip
+    await db.execute("INSERT INTO paths VALUES ('us', $1, 'read', 1, 1, 0, 0, 1, 1, now() - interval '1 hour')", store)
+    await db.execute(
+        "INSERT INTO deletions (store_id, key, reason, attempts) VALUES ($1, 'a', 'x', 0), ($1, 'b', 'x', 2), ($1, 'c', 'x', 1)", store
+    )
+    await jobs.count(broker.context)
+    await jobs.measure(broker.context)
+    async with session.get(f"{broker.metrics_url}/metrics") as response:
+        text = await response.text()
+    assert value(text, "broker_leases", store="s", direction="read") == 23
+    assert value(text, "broker_slots", store="s", direction="read") == 30
+    assert 'broker_slots{direction="write"' not in text
+    assert value(text, "broker_bandwidth_bytes_per_second", store="s", direction="read") == 1000
+    assert value(text, "broker_space_taken_bytes", store="s") == 50
+    assert value(text, "broker_space_capacity_bytes", store="s") == 500
+    assert value(text, "broker_project_leases", project="project-00") == 1
+    assert value(text, "broker_project_leases", project="") == 2
+    assert text.count("broker_project_leases{") == metrics.PROJECTS + 1
+    assert value(text, "broker_paths", store="s", direction="read") == 3
+    for of, rate, share in (("worst", 10, 0.5), ("median", 20, 0.75), ("best", 30, 1)):
+        assert value(text, "broker_path_rate_bytes_per_second", store="s", direction="read", of=of) == rate
+        assert value(text, "broker_path_success_ratio", store="s", direction="read", of=of) == share
+    assert value(text, "broker_deletions", state="waiting") == 1
+    assert value(text, "broker_deletions", state="failing") == 2
+    assert value(text, "broker_database_bytes") > 1_000_000
+    connections = {state: value(text, "broker_database_connections", state=state) for state in ("busy", "idle", "limit")}
+    assert connections["limit"] == 16 and 2 <= connections["busy"] + connections["idle"] <= 16
+    assert 0 < value(text, "broker_memory_age_seconds") < 60
+    assert 'broker_queued_requests{statement="grant"} 0.0' in text
+    assert value(text, "process_resident_memory_bytes") > 10_000_000
