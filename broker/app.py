@@ -25,7 +25,8 @@ import structlog
 from aiohttp import web
 
 from broker import __version__, admit, config, embedded, errors, metrics, rank
-from broker.catalog import address, connect, leases, migrations, paths
+from broker.catalog import address, connect, leases, migrations
+from broker.catalog import reports as report_records
 from broker.catalog.coalesce import Coalescer
 from broker.config import Address, ConfigError, Settings
 from broker.credentials import Credentials
@@ -130,6 +131,8 @@ async def running(
         )  # fmt: skip
         _follow(counted, pool, memory)
         loops = [*(jobs.repeat(context, job) for job in jobs.GAUGES), _watch_credentials(known, memory)]
+        if api:
+            loops.append(jobs.repeat(context, jobs.REPEATS))
         if with_jobs:
             loops += [jobs.repeat(context, job) for job in (*jobs.JOBS, jobs.age(settings.database.keep_days))]
         stack.push_async_callback(_end, [asyncio.create_task(loop) for loop in loops])
@@ -293,8 +296,8 @@ async def _coalescers(
 ) -> tuple[Any, Any]:
     half_life = policy.paths.half_life_seconds
 
-    async def report(connection: Any, rows: Any) -> list[bool]:
-        return await paths.report(connection, rows, half_life)
+    async def report(connection: Any, rows: Any) -> list[report_records.Noted]:
+        return await report_records.record(connection, rows, half_life)
 
     grants: Coalescer[Any, Any] = Coalescer(pool, leases.grant, "grant", counted)
     reports: Coalescer[Any, Any] = Coalescer(pool, report, "report", counted)

@@ -126,6 +126,10 @@ class Metrics:
     reported_seconds: Times  # direction
     reports: Counts  # store, outcome
     reported_bytes: Counts  # store, direction
+    signals: Counts  # kind
+    suspicion: Levels  # store, direction
+    failures: Levels  # store
+    spread_seconds: Times  # outcome
     uploads: Levels  # state
     replicas: Levels  # state
     images: Levels  # status
@@ -208,6 +212,10 @@ def create(version: str = "") -> Metrics:
         reported_seconds=times("reported_seconds", "Seconds that transfers reported.", "direction", buckets=_TRANSFER_SECONDS),
         reports=counts("reports_total", "Reports of transfers by store and outcome.", "store", "outcome"),
         reported_bytes=counts("reported_bytes_total", "Bytes that transfers reported to have moved.", "store", "direction"),
+        signals=counts("signals_total", "What was counted instead of a report, by kind.", "kind"),
+        suspicion=levels("suspicion", "How far a store is doubted for everyone, 0 to 1.", "store", "direction"),
+        failures=levels("failures", "Clients that a store is kept from, since it failed them a moment ago.", "store"),
+        spread_seconds=times("failure_spread_seconds", "Time until every broker knew of a failure that was reported.", "outcome"),
         uploads=levels("uploads", "Uploads by state.", "state"),
         replicas=levels("replicas", "Replicas by state.", "state"),
         images=levels("images", "Images by status.", "status"),

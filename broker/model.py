@@ -49,6 +49,11 @@ def new_id(now: float | None = None) -> UUID:
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
+def created_at(id: UUID) -> float:
+    """When an id of `new_id` was made, by the clock of the broker that made it."""
+    return (id.int >> 80) / 1000
+
+
 def new_ids(count: int, now: float | None = None) -> list[str]:
     """The same, as text in canonical form, so many at once."""
     milliseconds = f"{int((time.time() if now is None else now) * 1000) & 0xFFFFFFFFFFFF:012x}"
@@ -181,8 +186,13 @@ class Client(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Names this client in reports and exclusions."""
-        return f"{self.principal.project}/{self.principal.subject}/{self.instance}@{self.address}"
+        """Names this client in reports and exclusions. Its parts hold no tabs, so that no two clients are called the same."""
+        return client_name(self.principal.project, self.principal.subject, self.instance, self.address)
+
+
+def client_name(project: str, subject: str, instance: str, address: str) -> str:
+    """How the client of that principal, instance and address is named."""
+    return f"{project}\t{subject}\t{instance}\t{address}"
 
 
 @dataclass(frozen=True, slots=True)

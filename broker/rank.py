@@ -10,6 +10,7 @@ Rules
   enough evidence, else a prior by topological distance. The estimate says which.
 - The order is a weighted draw without replacement (Efraimidis and Spirakis, 2006): better is likelier, near-equals
   share, so that many brokers with slightly stale numbers do not herd. Paths that little is known of get a small share more.
+- A store that several independent clients were failed by is doubted for everyone: less success, less evidence, not excluded.
 - A full store is not excluded here: it may serve as standby, and admission knows better (`broker.admit`).
 - Private stores that the principal may not see are kept apart from the other exclusions: counted, never shown.
 """
@@ -20,6 +21,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from broker.accept import Candidate, Reason, Request, accept
@@ -110,6 +112,11 @@ class Ranking(NamedTuple):
 Averages = Mapping[tuple[str, str], PathAverage]
 """By (site, store), all of the direction in question; sites include the wider ones."""
 
+Doubts = Mapping[str, float]
+"""By store name: how far it is doubted by everyone in the direction in question (`broker.suspicion`), 0 to 1."""
+
+_NO_DOUBTS: Doubts = MappingProxyType({})
+
 Loads = Mapping[str, Load]
 """By store name, all of the direction in question."""
 
@@ -127,12 +134,13 @@ class Outlook(NamedTuple):
 class Outlooks:
     """The outlooks of the paths between one site and every store, as of the instant `at`; each is worked out when first asked for."""
 
-    __slots__ = ("_averages", "_policy", "at", "known", "site", "valued")
+    __slots__ = ("_averages", "_doubts", "_policy", "at", "known", "site", "valued")
 
-    def __init__(self, site: str | None, averages: Averages, policy: Policy, at: float) -> None:
+    def __init__(self, site: str | None, averages: Averages, policy: Policy, at: float, doubts: Doubts = _NO_DOUBTS) -> None:
         self.site = site
         self.at = at
         self._averages = averages
+        self._doubts = doubts
         self._policy = policy
         self.known: dict[str, Outlook] = {}
         """Those that were asked for, by store."""
@@ -143,7 +151,11 @@ class Outlooks:
         """The outlook of the path to the candidate's store."""
         found = self.known.get(candidate.store)
         if found is None:
-            found = self.known[candidate.store] = outlook(self.site, candidate, self._averages, self._policy, self.at)
+            found = outlook(self.site, candidate, self._averages, self._policy, self.at)
+            doubt = self._doubts.get(candidate.store)
+            if doubt is not None:
+                found = doubted(found, doubt, self._policy)
+            self.known[candidate.store] = found
         return found
 
 
@@ -207,6 +219,12 @@ def outlook(site: str | None, candidate: Candidate, averages: Averages, policy: 
         rate = rate or policy.prior_rates[min(steps, len(policy.prior_rates) - 1)]
         setup = policy.prior_setups[min(steps, len(policy.prior_setups) - 1)]
     return Outlook(rate, setup, policy.prior_success if success is None else success, basis, evidence)
+
+
+def doubted(path: Outlook, doubt: float, policy: Policy) -> Outlook:
+    """The same path, to a store that is doubted by everyone: its success sinks, and so does what is known of it, so that it is explored."""
+    trust = 1.0 - doubt
+    return path._replace(success=max(policy.success_floor, path.success * trust), evidence=path.evidence * trust)
 
 
 def estimate(path: Outlook, candidate: Candidate, size: int, loads: Loads, policy: Policy) -> Estimate:

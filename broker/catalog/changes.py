@@ -20,7 +20,8 @@ class Position(NamedTuple):
 
 
 class Change(NamedTuple):
-    """Something that memory must forget: a ``blob``, ``image``, ``store``, ``slots``, ``site`` or ``key``, by its name."""
+    """Something that memory must forget: a ``blob``, ``image``, ``store``, ``slots``, ``site``, ``key`` or ``failure`` (of a client),
+    by its name."""
 
     kind: str
     subject: str
@@ -32,19 +33,32 @@ async def position(db: Any) -> Position:
         return Position(int(await db.fetchval("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")), 0)
 
 
-async def since(db: Any, last: Position, limit: int = 10_000) -> tuple[list[Change], Position]:
-    """The changes after `last`, and the position to go on from. As many as `limit` means that there are more."""
+class Read(NamedTuple):
+    """What a reader was told. As many `changes` as the limit means that there are more."""
+
+    changes: list[Change]
+    position: Position
+    """Where to go on."""
+    seen: str
+    """The snapshot of this reading, as PostgreSQL writes it: everything visible in it has been told."""
+
+
+async def since(db: Any, last: Position, limit: int = 10_000) -> Read:
+    """The changes after `last`."""
     with reachable():
         rows = await db.fetch(
-            """SELECT xact::text, id, kind, subject, xact < pg_snapshot_xmin(pg_current_snapshot()) AS passed
-               FROM changes WHERE (xact, id) > ($1::text::xid8, $2) ORDER BY xact, id LIMIT $3""",
+            """SELECT pg_current_snapshot()::text, c.* FROM (SELECT) AS always LEFT JOIN (
+                   SELECT xact::text, id, kind, subject, xact < pg_snapshot_xmin(pg_current_snapshot()) AS passed
+                   FROM changes WHERE (xact, id) > ($1::text::xid8, $2) ORDER BY xact, id LIMIT $3) c ON true""",
             str(last.xact), last.id, limit,
         )  # fmt: skip
-    for xact, id, _, _, passed in rows:
+    seen = rows[0][0]
+    found = sorted((row for row in rows if row[1] is not None), key=lambda row: (int(row[1]), row[2]))
+    for _, xact, id, _, _, passed in found:
         if not passed:
             break
         last = Position(int(xact), id)
-    return [Change(row[2], row[3]) for row in rows], last
+    return Read([Change(row[3], row[4]) for row in found], last, seen)
 
 
 async def forget_old(db: Any, seconds: float = 3600.0) -> None:

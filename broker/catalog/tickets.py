@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -28,18 +29,25 @@ class TicketRecord:
     places: Any
     expires_at: float
     expired: bool
+    why: Any = None
+    """What there is to tell of the choice beside the places; ``None`` when there is nothing."""
+
+
+FIELDS = """t.id, t.operation, t.state, t.project, t.subject, t.instance, t.address, t.site, t.image_id, t.blob_id, t.size, t.places,
+    extract(epoch FROM t.expires_at)::float8, t.expires_at <= clock_timestamp(), t.why"""
+"""What `read` makes a record of, of a table called t."""
+
+
+def read(row: Sequence[Any]) -> TicketRecord:
+    """The ticket in a row of `FIELDS`."""
+    return TicketRecord(row[0], Operation(row[1]), *list(row)[2:])
 
 
 async def get(db: Any, id: UUID) -> TicketRecord | None:
     """The ticket with this id."""
     with reachable():
-        row = await db.fetchrow(
-            """SELECT id, operation, state, project, subject, instance, address, site, image_id, blob_id, size, places,
-                      extract(epoch FROM expires_at)::float8, expires_at <= clock_timestamp()
-               FROM tickets WHERE id = $1""",
-            id,
-        )
-    return None if row is None else TicketRecord(row[0], Operation(row[1]), *list(row)[2:])
+        row = await db.fetchrow(f"SELECT {FIELDS} FROM tickets t WHERE t.id = $1", id)  # noqa: S608 - only the names above
+    return None if row is None else read(row)
 
 
 async def release(db: Any, id: UUID) -> None:

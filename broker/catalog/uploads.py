@@ -262,7 +262,11 @@ async def still_wanted(connection: Any, blob_id: UUID) -> bool:
 async def begin_commit(connection: Any, id: UUID, store_id: int, final_key: str) -> None:
     """Become the committer, known by `final_key`, in a transaction with the upload locked and found open or silent."""
     with reachable():
-        await connection.execute("UPDATE uploads SET state = 'committing', touched_at = clock_timestamp() WHERE id = $1", id)
+        await connection.execute(
+            "UPDATE uploads SET state = 'committing', touched_at = clock_timestamp(), sent_at = coalesce(sent_at, clock_timestamp())"
+            " WHERE id = $1",
+            id,
+        )
         await connection.execute("UPDATE destinations SET final_key = $3 WHERE upload_id = $1 AND store_id = $2", id, store_id, final_key)
 
 

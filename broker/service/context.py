@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from broker import admit, paths, rank, verify
-from broker.catalog import leases
-from broker.catalog import paths as path_records
+from broker.catalog import leases, reports
 from broker.catalog.coalesce import Coalescer
 from broker.metrics import Metrics
 from broker.model import Store
+from broker.service.repeats import Repeats
 from broker.stores.probe import LIFE_SECONDS as LONGEST_OWN_SECONDS
 from broker.stores.probe import Probed
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Grants = Coalescer[leases.GrantRequest, tuple[leases.Grant, dict[tuple[int, str], int]]]
 """Grants leases and writes tickets, those of many requests in one statement."""
 
-Reports = Coalescer[path_records.ReportRow, bool]
-"""Records reports; tells of each whether it was the first."""
+Reports = Coalescer[reports.ReportRow, reports.Noted]
+"""Records reports, and what follows from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +74,4 @@ class Context:
     rng: Random
     probe: Callable[[Store], Awaitable[Probed]]
     """Opens a store, registered or not, and tries what it enforces (`broker.stores.probe`). Raises `Invalid` and `StoreUnavailable`."""
+    repeats: Repeats = field(default_factory=Repeats)

@@ -34,7 +34,7 @@ class Ranked(NamedTuple):
     excluded: list[dict[str, str]]
 
 
-def rank_stores(context: Context, client: Client, request: Mapping[str, Any], target: Target) -> Ranked:
+async def rank_stores(context: Context, client: Client, request: Mapping[str, Any], target: Target) -> Ranked:
     """Accept or exclude each store, and put those accepted in the order to try them. Raises `Invalid`, `NoDestination`."""
     policy, principal = context.policy, client.principal
     needs_digest = not policy.verify.size_suffices
@@ -62,7 +62,7 @@ def rank_stores(context: Context, client: Client, request: Mapping[str, Any], ta
         schemes=frozenset(request.get("schemes", ())),
         digests=frozenset(target.digests),
         needs_digest=needs_digest,
-        failed_until=context.memory.failures(client.name),
+        failed_until=await context.memory.failures_of(client.name),
     )
     now = context.clock()
     outlooks = context.memory.outlooks(Direction.WRITE, ask.site, policy.rank, now)

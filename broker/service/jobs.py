@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 import structlog
 
 from broker import errors
-from broker.catalog import changes, counts, idempotency, keys, leases, partitions
+from broker.catalog import brokers, changes, counts, failures, idempotency, keys, leases, partitions, reports
 from broker.metrics import PROJECTS
-from broker.service import key_rotation, reap
+from broker.model import Direction
+from broker.service import key_rotation, reap, signals
 from broker.service.context import Context
 
 _log = structlog.get_logger(__name__)
@@ -39,6 +40,9 @@ async def _forget(context: Context) -> None:
     await changes.forget_old(context.db)
     await idempotency.forget_old(context.db)
     await keys.forget_dead(context.db)
+    await failures.forget_old(context.db)
+    await reports.forget_old(context.db)
+    await brokers.forget_dead(context.db)
 
 
 async def count(context: Context) -> None:
@@ -55,6 +59,8 @@ async def measure(context: Context) -> None:
     """Set the gauges that move with every ticket and report."""
     metrics, db = context.metrics, context.db
     metrics.signing_keys.replace({(state,): number for state, number in context.keys.states(context.clock()).items()})
+    metrics.failures.replace({(store,): number for store, number in context.memory.failing(context.clock()).items()})
+    metrics.suspicion.replace({(store, way.value): doubt for way in Direction for store, doubt in context.memory.doubts(way).items()})
     held = await counts.stores(db)
     metrics.leases.replace({(entry.store, entry.direction): entry.leased for entry in held if entry.slots is not None})
     metrics.slots.replace({(entry.store, entry.direction): entry.slots for entry in held if entry.slots is not None})
@@ -81,6 +87,7 @@ JOBS = (
     Job("sweep", 10.0, _sweep),
     Job("forget", 300.0, _forget),
     Job("keys", 5.0, key_rotation.look_after),
+    Job("signals", 20.0, signals.look_back),
 )
 """What the catalogue needs from somebody: any broker that was not started with ``--only api``."""
 
@@ -96,6 +103,9 @@ def age(keep_days: int) -> Job:
 
     return Job("age", 3600.0, run)
 
+
+REPEATS = Job("repeats", 1.0, signals.take_repeats)
+"""What every broker that answers does with the requests that came twice."""
 
 GAUGES = (Job("count", 60.0, count), Job("measure", 10.0, measure))
 """What every broker does for its own metrics."""

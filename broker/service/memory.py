@@ -5,6 +5,7 @@ Rules
 - The truth is in PostgreSQL (invariant 11). What is here may be forgotten at any moment, and is, as the change log says
   (`broker.catalog.changes`), polled at least once a second; NOTIFY makes it sooner.
 - If the log cannot be read for `FRESH_SECONDS`, nothing from memory is believed: everything is looked up (invariant 5).
+- What was read is noted in the catalogue (`broker.catalog.brokers`), so that others can wait until this broker knows (`spread`).
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from broker import errors
-from broker.catalog import changes, leases, paths, sites, stores
+from broker import errors, suspicion
+from broker.catalog import brokers, changes, failures, leases, paths, reports, sites, stores
 from broker.catalog.views import BlobView
 from broker.metrics import Metrics
-from broker.model import Image
-from broker.service.conditions import Conditions
+from broker.model import Image, new_id
+from broker.service.conditions import CLIENTS, Conditions
 from broker.service.hot import Hot, HotBlob
+from broker.service.spread import Spread
 from broker.service.topology import OpenStore, Topology
 
 FRESH_SECONDS = 1.5
@@ -32,6 +34,9 @@ FRESH_SECONDS = 1.5
 
 POLL_SECONDS = 0.5
 """How often the log and the loads are read. Together with `FRESH_SECONDS` less than the 2 s of invariant 5."""
+
+DOUBT_SECONDS = 2.0
+"""How often last words on stores that have failed somebody are read."""
 
 ANEW_SECONDS = 1800.0
 """After so long without the log everything is read anew: entries are dropped from it after an hour (`broker.catalog.changes`)."""
@@ -55,6 +60,10 @@ class Memory(Topology, Conditions):
         Topology.__init__(self, open_store, metrics.signing_seconds)
         Conditions.__init__(self)
         self.hot = Hot(pool, metrics, hot_bytes, self.stores, self.is_fresh)
+        self.spread = Spread(pool, FRESH_SECONDS, metrics)
+        self._metrics = metrics
+        self._id = new_id()
+        self._doubted_at = float("-inf")
         self._pool = pool
         self._clock = clock
         self._on_key_change = on_key_change
@@ -72,7 +81,8 @@ class Memory(Topology, Conditions):
         self._position = await changes.position(self._pool)
         await self.reload_stores()
         await self._read_averages(self._pool)
-        self._read_at = self._now()
+        await self._read_failures(self._pool)
+        await self.catch_up()
         self._poller = asyncio.create_task(self._follow())
 
     async def close(self) -> None:
@@ -81,7 +91,10 @@ class Memory(Topology, Conditions):
             self._closing = True
             self._poller.cancel()
             await asyncio.wait([self._poller])
+        await self.spread.close()
         await self.hot.close()
+        with contextlib.suppress(errors.Unavailable):
+            await brokers.forget(self._pool, self._id)
 
     def wake(self, *_: Any) -> None:
         """Read the change log now: what NOTIFY calls."""
@@ -114,18 +127,19 @@ class Memory(Topology, Conditions):
     async def catch_up(self, db: Any = None) -> None:
         """Forget what has changed since the last time, and read how full and how fast the stores are."""
         db = self._pool if db is None else db
-        now = self._now()
-        if ANEW_SECONDS < now - self._read_at < float("inf"):
+        if ANEW_SECONDS < self._now() - self._read_at < float("inf"):
             await self._begin_anew(db)
-        more = True
-        while more:
-            found, position = await changes.since(db, self._position)
+        while True:
+            now = self._now()
+            found, position, seen = await changes.since(db, self._position)
             await self._apply(found)
             self._position = position  # only now: what could not be applied is told again
-            more = len(found) >= 10_000
+            if len(found) < 10_000 and await brokers.note(db, self._id, seen, FRESH_SECONDS):
+                break
+        self._read_at = now
         await self._read_loads(db)
         await self._read_averages(db)
-        self._read_at = now
+        await self._read_doubts(db)
 
     async def _begin_anew(self, db: Any) -> None:
         """Believe nothing of what is here: the log may have been cut meanwhile."""
@@ -135,15 +149,19 @@ class Memory(Topology, Conditions):
             await self._on_key_change()
         self.forget_drivers()
         await self.reload_stores()
+        await self._read_failures(db)
         self._position = position
 
     async def _apply(self, found: Sequence[changes.Change]) -> None:
         reload = keys = False
+        failed: set[str] = set()
         for kind, subject in found:
             if kind in ("store", "slots", "site"):
                 reload = True
             elif kind == "key":
                 keys = True
+            elif kind == "failure":
+                failed.add(subject)
             else:
                 self.forget(kind, subject)
         if keys and self._on_key_change is not None:
@@ -151,6 +169,8 @@ class Memory(Topology, Conditions):
             self.forget_drivers()
         if reload:
             await self.reload_stores()
+        if failed:
+            self.take_over_failures(await failures.of_clients(self._pool, list(failed)), self._clock(), self._by_id)
 
     def forget(self, kind: str, subject: str) -> None:
         """Drop what is known of one ``blob`` or ``image``: after a write of one's own, or as the log says."""
@@ -182,6 +202,26 @@ class Memory(Topology, Conditions):
 
     async def _read_averages(self, db: Any) -> None:
         self.take_over_averages(await paths.since(db, self.averages_at), self._by_id)
+
+    async def _read_failures(self, db: Any) -> None:
+        self.take_over_failures(await failures.in_force(db, CLIENTS), self._clock(), self._by_id)
+
+    async def _read_doubts(self, db: Any) -> None:
+        """How far stores are suspected; not at every turn, since it takes minutes to change."""
+        if self._now() < self._doubted_at + DOUBT_SECONDS:
+            return
+        self._doubted_at = self._now()
+        self.take_over_doubts({key: suspicion.doubt(words) for key, words in (await reports.last_words(db)).items()}, self._by_id)
+
+    async def failures_of(self, client: str) -> Mapping[str, float]:
+        """Stores that failed this client, with the instants until which that counts; looked up unless memory is fresh and has all.
+
+        Raises `errors.Unavailable`.
+        """
+        now = self._clock()
+        if not self.is_fresh() or not self.has_all_failures(now):
+            self.take_over_failures(await failures.of_clients(self._pool, [client]), now, self._by_id)
+        return self.failures(client)
 
     def note_leases(self, held: Mapping[tuple[int, str], int]) -> None:
         """Take over how many leases stores hold, as a grant has just seen it."""

@@ -54,7 +54,8 @@ async def download_many(
 ) -> list[dict[str, Any] | errors.BrokerError]:
     """A ticket or an error for each request, in order. Raises only `Unavailable`, and then nothing was granted to anyone."""
     now = context.clock()
-    asker = _asker(context, client, now)
+    name = client.name
+    asker = _asker(context, client, await context.memory.failures_of(name), now)
     results: list[Any] = await _locate(context, client, [request for _, request in requests])
     plans: list[Plan] = []
     for index, (id, request) in enumerate(requests):
@@ -67,7 +68,7 @@ async def download_many(
                 results[index] = error
     if plans:
         await _admit(context, client, plans)
-    return [_answer(context, result, now) if isinstance(result, Plan) else result for result in results]
+    return [_answer(context, name, result, now) if isinstance(result, Plan) else result for result in results]
 
 
 # -- locate
@@ -156,11 +157,11 @@ VALUED_BLOBS = 10_000
 """Blobs whose replicas' worth is kept for a site, at most; about 4 KB each, for some seconds."""
 
 
-def _asker(context: Context, client: Client, now: float) -> Asker:
+def _asker(context: Context, client: Client, failed_until: Mapping[str, float], now: float) -> Asker:
     principal = client.principal
     plain = accept.Request(
         Operation.DOWNLOAD, client.site, None, principal.project, principal.sees_private_stores,
-        failed_until=context.memory.failures(client.name),
+        failed_until=failed_until,
     )  # fmt: skip
     return Asker(client, plain, context.memory.outlooks(Direction.READ, client.site, context.policy.rank, now))
 
@@ -303,7 +304,7 @@ def _take(context: Context, plan: Plan, grant: leases.Grant) -> None:
 # -- answer
 
 
-def _answer(context: Context, plan: Plan, now: float) -> dict[str, Any] | errors.BrokerError:
+def _answer(context: Context, client: str, plan: Plan, now: float) -> dict[str, Any] | errors.BrokerError:
     """The ticket as the client gets it; only what is returned is signed."""
     target, metrics = plan.target, context.metrics
     admitted = admit.settle(plan.sources, plan.granted, context.memory.read_loads, plan.count, now, context.policy.admit)
@@ -330,5 +331,6 @@ def _answer(context: Context, plan: Plan, now: float) -> dict[str, Any] | errors
         metrics.ticket("download", "no-source")
         return errors.NoSource("No URL can be signed for any replica.", extra={"excluded": excluded})
     metrics.ticket("download", "granted", first)
+    context.repeats.note(client, target.hot.view.blob.id, plan.id, first, now)
     sources = orjson.Fragment(b"[%b]" % b",".join(shown))
     return asked.render_download(plan.id, "open", target.hot.summary, target.image_id, target.format, plan.expires_at, sources, excluded)

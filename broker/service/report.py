@@ -1,26 +1,29 @@
 """How a transfer went: what a client's report changes.
 
-A report counts once for each place of a ticket. It moves the averages of the client's site and of every wider one, but
-only where token or network prove the site; it ends the lease, or renews it when it tells of progress; a failure keeps the
-store from this client for a while. A client's word alone makes no replica corrupt: the broker looks for itself.
+A report counts once for each place of a ticket. It moves the averages of the client's site and of every wider one, those
+less and less (`broker.voices`), but only where token or network prove the site; it ends the lease, or renews it when it tells of
+progress. A failure keeps the store from this client for a while, by every broker before the report is answered. A client's word
+alone makes no replica corrupt: the broker looks for itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from broker import admit, errors
+from broker import admit, errors, signals
 from broker.catalog import leases
-from broker.catalog.paths import PathKey, ReportRow
+from broker.catalog.reports import ReportRow
 from broker.catalog.tickets import TicketRecord
-from broker.model import Client, Direction, Operation, Outcome, Store
+from broker.model import Client, Direction, Operation, Outcome, Store, client_name, created_at
 from broker.paths import Report, contribution
+from broker.plausible import implausible
 from broker.service import places, replicas, tickets
 from broker.service.context import Context
 from broker.service.places import Recorded
-from broker.sites import ancestors
+from broker.sites import EVERYWHERE, ancestors
+from broker.voices import voice
 
 
 async def report_transfer(context: Context, client: Client, id: UUID, request: Mapping[str, Any]) -> None:
@@ -30,35 +33,86 @@ async def report_transfer(context: Context, client: Client, id: UUID, request: M
     place = next((p for p in places.recorded(record.places) if store is not None and p.store_id == store.id), None)
     if store is None or place is None:
         raise errors.Invalid("The ticket names no such store.", field="store", expected="a store of the ticket's places")
+    _check(context, record, request)
     if not request.get("final", True):
         policy = context.policy.admit
         await leases.renew(context.db, id, store.id, admit.lease_seconds(place.seconds, policy), policy.max_total_seconds)
         return
     outcome = Outcome(request["outcome"])
-    row = _row(context, record, store, place, outcome, request)
-    (first,) = await context.reports([row])
-    if not first:
+    context.repeats.settled(client_name(record.project, record.subject, record.instance, record.address), record.blob_id)
+    row = row_of(context, record, store, place, told(request), client)
+    (noted,) = await context.reports([row])
+    if not noted.counted:
         return
-    if outcome in (Outcome.FAILED, Outcome.CORRUPT):
-        context.memory.note_failure(client.name, store.name, context.clock() + context.policy.rank.failure_seconds)
+    if noted.xact is not None and row.excludes is not None:
+        now = context.clock()
+        context.memory.note_failure(row.excludes, store.name, now + row.excluded_seconds, now)
+        await context.memory.spread.wait(noted.xact)
     await leases.release(context.db, [(id, store.id)])
     _count(context, store, row, place)
     if outcome is Outcome.CORRUPT and place.replica is not None:
         await replicas.look_again(context, UUID(place.replica))
 
 
-def _row(context: Context, record: TicketRecord, store: Store, place: Recorded, outcome: Outcome, request: Mapping[str, Any]) -> ReportRow:
-    direction = Direction.READ if record.operation is Operation.DOWNLOAD else Direction.WRITE
-    bandwidth = store.read_bandwidth if direction is Direction.READ else store.write_bandwidth
-    bytes_, seconds = request.get("bytes", 0), float(request.get("seconds", 0))
-    added = contribution(Report(outcome, bytes_, seconds, place.concurrency, bandwidth, request.get("setup_seconds")), context.policy.paths)
-    keys = {PathKey(site, store.id, direction.value): added for site in ancestors(record.site)}
-    return ReportRow(record.id, store.id, outcome.value, bytes_, seconds, request.get("detail"), keys)
+def _check(context: Context, record: TicketRecord, request: Mapping[str, Any]) -> None:
+    """Raise `Invalid` for what cannot be true."""
+    wrong = implausible(
+        request.get("bytes", 0), request.get("seconds"), request.get("setup_seconds"), record.size, context.clock() - created_at(record.id)
+    )
+    if wrong is not None:
+        raise errors.Invalid("The report cannot be true.", field=wrong.field, expected=wrong.expected)
+
+
+class Told(NamedTuple):
+    """What was said of a transfer, or is taken for said."""
+
+    outcome: Outcome
+    bytes: int
+    seconds: float
+    setup_seconds: float | None = None
+    detail: str | None = None
+    signal: signals.Signal | None = None
+    """``None`` for a report."""
+
+
+def told(request: Mapping[str, Any]) -> Told:
+    """What a report says."""
+    return Told(
+        Outcome(request["outcome"]), request.get("bytes", 0), float(request.get("seconds", 0)), request.get("setup_seconds"),
+        request.get("detail"),
+    )  # fmt: skip
+
+
+def row_of(context: Context, record: TicketRecord, store: Store, place: Recorded, told: Told, client: Client | None = None) -> ReportRow:
+    """What is recorded for a word on `place`, said by `client` (who asked for the ticket, when nobody said it)."""
+    reading = record.operation is Operation.DOWNLOAD
+    direction, bandwidth = (Direction.READ, store.read_bandwidth) if reading else (Direction.WRITE, store.write_bandwidth)
+    weight = 1.0 if told.signal is None else signals.WEIGHTS[told.signal]
+    report = Report(told.outcome, told.bytes, told.seconds, place.concurrency, bandwidth, told.setup_seconds)
+    added = signals.weakened(contribution(report, context.policy.paths), weight)
+    failed = told.signal is None and told.outcome in (Outcome.FAILED, Outcome.CORRUPT)
+    return ReportRow(
+        ticket_id=record.id,
+        store_id=store.id,
+        direction=direction.value,
+        outcome=told.outcome.value,
+        bytes=told.bytes,
+        seconds=told.seconds,
+        detail=told.detail,
+        implied=told.signal is not None,
+        voice=voice(record.project, record.subject, record.address if client is None else client.address),
+        weight=weight,
+        trouble=signals.trouble(told.outcome, weight),
+        excludes=client.name if client is not None and failed else None,
+        excluded_seconds=context.policy.rank.failure_seconds,
+        site=record.site or EVERYWHERE,
+        contributions=dict.fromkeys(ancestors(record.site), added),
+    )
 
 
 def _count(context: Context, store: Store, row: ReportRow, place: Recorded) -> None:
     """Reports by outcome, and how good the estimate was."""
-    metrics, direction = context.metrics, next(iter(row.contributions)).direction
+    metrics, direction = context.metrics, row.direction
     metrics.reports.inc(store.name, row.outcome)
     if row.outcome == Outcome.OK and row.seconds > 0:
         metrics.reported_bytes.inc(store.name, direction, by=row.bytes)

@@ -17,7 +17,7 @@ from broker import accept, admit, errors
 from broker.catalog import leases
 from broker.catalog import tickets as records
 from broker.catalog.tickets import TicketRecord
-from broker.model import Client, Direction, Operation
+from broker.model import Client, Direction, Operation, client_name
 from broker.paths import IDLE
 from broker.permit import may_read_blob
 from broker.service import asked, places, upload
@@ -75,6 +75,7 @@ async def release_ticket(context: Context, client: Client, id: UUID) -> None:
     if record.operation is Operation.UPLOAD:
         await upload.release_upload(context, client, id)
         return
+    context.repeats.settled(client_name(record.project, record.subject, record.instance, record.address), record.blob_id)
     await records.release(context.db, id)
     await leases.release(context.db, [(id, None)])
 

@@ -61,7 +61,7 @@ async def _write(context: Context, client: Client, request: Mapping[str, Any], i
     known = await targets.known(context, client, target)
     if known is not None and await _link(context, client, id, target, known):
         return []
-    ranked = destinations.rank_stores(context, client, request, target)
+    ranked = await destinations.rank_stores(context, client, request, target)
     async with transaction(context.db) as connection:
         await targets.write(connection, client, target)
         await uploads.create(connection, _row(context, client, id, target), ranked.places[: max(request.get("count", 1), _TRIED)])

@@ -19,8 +19,7 @@ import pytest
 from yarl import URL
 
 from broker import errors, metrics
-from broker.catalog import leases, sites, stores
-from broker.catalog import paths as path_records
+from broker.catalog import leases, reports, sites, stores
 from broker.catalog.coalesce import Coalescer
 from broker.model import Abilities, Client, Handle, Observation, PartSeen, Principal, Role, Store
 from broker.service.context import Context, Policy
@@ -160,7 +159,7 @@ class Desk:
         context = Context(
             db=self.pool,
             grants=Coalescer(self.pool, leases.grant, "grant", counts),
-            reports=Coalescer(self.pool, partial(path_records.report, half_life_seconds=600.0), "report", counts),
+            reports=Coalescer(self.pool, partial(reports.record, half_life_seconds=600.0), "report", counts),
             memory=memory,
             keys=None,  # type: ignore[arg-type]
             policy=Policy(**policy),

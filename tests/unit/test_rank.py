@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from broker.accept import Candidate, Reason, Request, is_offered_to_all
 from broker.model import Abilities, Exposure, Operation, ReplicaState
 from broker.paths import IDLE, Load, PathAverage
-from broker.rank import Averages, Estimate, Loads, Outlooks, Policy, Ranking, draw, estimate, order, outlook, rank, weigh
+from broker.rank import Averages, Estimate, Loads, Outlooks, Policy, Ranking, draw, estimate, order, outlook, rank, value, weigh
 
 NOW = 10_000.0
 GB = 10**9
@@ -369,3 +369,15 @@ def test_what_is_offered_to_all_needs_no_acceptance(
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(0, 10**6))
 def test_a_draw_is_a_permutation(shares: list[float], seed: int) -> None:
     assert sorted(draw(shares, Random(seed))) == list(range(len(shares)))
+
+
+def test_a_doubted_store_sinks_for_everyone_and_is_explored() -> None:
+    """However well the path to it is known. Without doubt nothing changes."""
+    known = {(CLIENT, "a"): average(1e9, weight=100), (CLIENT, "b"): average(5e8, weight=100)}
+    found = {}
+    for doubt in (0.0, 0.5, 0.9, 1.0):
+        outlooks = Outlooks(CLIENT, known, POLICY, NOW, {"a": doubt} if doubt else {})
+        found[doubt] = value(DOWNLOAD._replace(size=100 * GB), named("a", "b"), outlooks, {}, POLICY)[0]
+    assert found[0.0].weight > 0.7 > found[0.5].weight > found[0.9].weight > found[1.0].weight > 0
+    assert found[1.0].estimate.success == POLICY.success_floor
+    assert [found[doubt].estimate.evidence for doubt in (0.0, 0.5, 1.0)] == [100, 50, 0]

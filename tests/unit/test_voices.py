@@ -1,0 +1,60 @@
+"""No voice is heard at wider sites beyond its bound, whatever it says and when; other voices are heard as ever."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.voices import MOST, heard, share, voice
+
+WORDS = st.lists(st.tuples(st.floats(0.01, 5), st.floats(0, 1)), max_size=60)
+"""Reports weighing so much, and what is left of everything when the next one comes."""
+
+
+@pytest.mark.parametrize(
+    ("before", "added", "expected"),
+    [(0, 1, 1.0), (1, 1, 0.5), (2, 1, 0.3), (8, 1, 6 / 110), (1000, 1, 6 / (1002 * 1003)), (0, 0.25, 1.0), (0, 100, 6 / 204)],
+)
+def test_share(before: float, added: float, expected: float) -> None:
+    assert share(before, added) == pytest.approx(expected)
+
+
+@given(WORDS)
+def test_a_voice_is_never_heard_beyond_its_bound(words: list[tuple[float, float]]) -> None:
+    own = wider = 0.0
+    for added, kept in words:
+        wider += added * share(own, added)
+        own += added
+        assert wider <= heard(own) * (1 + 1e-9) < MOST
+        own, wider = own * kept, wider * kept
+        assert wider <= heard(own) * (1 + 1e-9)
+
+
+@given(st.floats(0, 1e6), st.floats(0.01, 1e3))
+def test_a_share_is_a_share_and_never_grows(before: float, added: float) -> None:
+    assert 0 < share(before + 1, added) < share(before, added) * (1 + 1e-9) <= 1 + 1e-9
+
+
+@given(st.floats(0, 100), st.floats(0.01, 10), st.integers(1, 50))
+def test_one_batch_is_heard_as_much_as_one_by_one_at_most(before: float, added: float, count: int) -> None:
+    """Who sends everything at once gains nothing."""
+    one_by_one = sum(added * share(before + n * added, added) for n in range(count))
+    assert count * added * share(before, count * added) <= one_by_one * (1 + 1e-6) + max(0.0, heard(added) - added)
+
+
+@pytest.mark.parametrize(
+    ("address", "place", "network"),
+    [
+        ("10.1.2.3", "10.1.2.3", "10.1.2.0/24"),
+        ("::ffff:10.1.2.3", "10.1.2.3", "10.1.2.0/24"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64", "2001:db8:1:2::/64"),
+        ("unix", "unix", "unix"),
+    ],
+)
+def test_where_a_voice_speaks(address: str, place: str, network: str) -> None:
+    assert voice("p", "u", address) == (f"p\tu\t{place}", network, "p")
+
+
+def test_no_two_principals_have_one_voice() -> None:
+    assert len({voice(project, subject, "10.0.0.1").name for project, subject in [("a", "b"), ("a/b", ""), ("", "a/b"), ("ab", "")]}) == 4
