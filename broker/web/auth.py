@@ -2,6 +2,8 @@
 
 Rules
 
+- Clients that know nothing but Basic authentication (RFC 7617) give the token as the password, with any name; they keep it from the
+  hosts that they are redirected to.
 - The issuer is looked up first and decides the keys; nothing of a token is believed before its signature was checked.
 - Only asymmetric algorithms, and only the one that fits the key: ``none`` and HMAC with a public key have no door.
 - ``exp`` is required; ``exp``, ``nbf`` and ``iat`` are stretched by `leeway_seconds` (30 by default) for clocks that differ.
@@ -18,6 +20,7 @@ Rules
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -210,9 +213,8 @@ class Authenticator:
         return principal
 
     async def _verify(self, header: str) -> Principal:
-        scheme, _, token = header.partition(" ")
-        token = token.strip(" ")
-        if scheme.lower() != "bearer" or not token or len(token) > MAX_TOKEN_LENGTH or not token.isascii():
+        token = _token_in(header)
+        if not token or len(token) > MAX_TOKEN_LENGTH or not token.isascii():
             raise self._refuse("no-bearer")
         try:
             head = jwt.get_unverified_header(token)
@@ -286,6 +288,21 @@ class Authenticator:
     def _refuse(self, reason: str) -> Unauthenticated:
         self._metrics.auth_failures.inc(reason)
         return Unauthenticated()
+
+
+def _token_in(header: str) -> str | None:
+    """The token of an Authorization field; ``None`` when there is none."""
+    scheme, _, credentials = header.partition(" ")
+    credentials = credentials.strip(" ")
+    match scheme.lower():
+        case "bearer":
+            return credentials
+        case "basic" if len(credentials) <= 2 * MAX_TOKEN_LENGTH:
+            try:
+                return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+            except ValueError:
+                return None
+    return None
 
 
 def _claim(claims: Mapping[str, Any], name: str) -> Any:

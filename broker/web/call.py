@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -20,7 +20,8 @@ class Answer(NamedTuple):
 
     status: int
     body: Any = None
-    headers: dict[str, str] | None = None
+    headers: Mapping[str, str] | None = None
+    """A multidict where a field comes more than once."""
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from itertools import count
 from os import urandom
 from time import perf_counter
@@ -23,7 +23,7 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
-from multidict import CIMultiDictProxy, istr
+from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from broker import errors
 from broker.catalog.connect import is_transient
@@ -163,8 +163,10 @@ class Api:
             answer = await self._answer(request, route, parameters, query)
             status = answer.status
             body = answer.body if isinstance(answer.body, bytes) or answer.body is None else orjson.dumps(answer.body)
-            headers = {"Content-Type": _JSON} if body is not None else {}
-            if answer.headers is not None:
+            headers: MutableMapping[str, str] = {"Content-Type": _JSON} if body is not None else {}
+            if isinstance(answer.headers, CIMultiDict):
+                headers = answer.headers
+            elif answer.headers is not None:
                 headers.update(answer.headers)
         except errors.BrokerError as error:
             status, body, headers = problem.render(error, token_given=_AUTHORIZATION in incoming)

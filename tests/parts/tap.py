@@ -29,6 +29,8 @@ class Tap:
     misbehaves: str | None = None
     alters: Callable[[dict[str, str]], None] | None = None
     seen: list[tuple[str, str]] = field(default_factory=list)
+    fields: list[Mapping[str, str]] = field(default_factory=list)
+    """The header fields of every request."""
     trapped: int = 0
     """Requests that followed a redirect."""
 
@@ -37,6 +39,7 @@ class Tap:
             self.trapped += 1
             return web.Response()
         self.seen.append((request.method, request.path))
+        self.fields.append(request.headers)
         match self.misbehaves:
             case "fails":
                 return web.Response(status=500, text="boom")

@@ -1,0 +1,46 @@
+"""The bytes of an image for clients that follow redirects or read Metalinks."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import orjson
+from multidict import CIMultiDict
+
+from broker import errors
+from broker.model import new_ids
+from broker.service import blobs, images, negotiate
+from broker.web import redirect
+from broker.web.call import Answer, Call
+
+__all__ = ["get_image_content"]
+
+SOURCES = 5
+"""Sources that are named when the request does not say how many."""
+
+
+async def get_image_content(call: Call) -> Answer:
+    ticket = await _ticket(call)
+    sources = redirect.openable(ticket)
+    if not sources:
+        raise errors.NoSource("No source can be opened by its URL alone; ask POST /v1/tickets, which tells the header fields too.")
+    if not redirect.wants_metalink(call.headers.get("Accept")):
+        return Answer(302, None, redirect.redirect(sources, ticket["blob"]["digests"]))
+    blob = await blobs.get_blob(call.context, call.client, UUID(ticket["blob"]["id"]))
+    image = (await images.get_image(call.context, call.client, call.id("image"))).body
+    name = redirect.file_name(image["name"], ticket.get("format"), call.path["image"])
+    document = redirect.metalink(sources, blob, name)
+    return Answer(200, document, CIMultiDict({"Content-Type": redirect.METALINK, "Cache-Control": "no-store", "Vary": "Accept"}))
+
+
+async def _ticket(call: Call) -> dict[str, Any]:
+    """The ticket that this request stands for, as POST /v1/tickets would answer it."""
+    asked: dict[str, Any] = {"operation": "download", "image": call.path["image"], "count": call.query.get("count", SOURCES)}
+    if "format" in call.query:
+        asked["formats"] = [call.query["format"]]
+    if "site" in call.query:
+        asked["site"] = call.query["site"]
+    made = await negotiate.download(call.context, call.client, asked, new_ids(1, call.context.clock())[0])
+    ticket: dict[str, Any] = orjson.loads(orjson.dumps(made))
+    return ticket
