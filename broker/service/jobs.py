@@ -19,6 +19,7 @@ from broker.metrics import PROJECTS
 from broker.model import Direction
 from broker.service import key_rotation, reap, signals
 from broker.service.context import Context
+from broker.sign.rotation import State
 
 _log = structlog.get_logger(__name__)
 
@@ -58,7 +59,8 @@ async def count(context: Context) -> None:
 async def measure(context: Context) -> None:
     """Set the gauges that move with every ticket and report."""
     metrics, db = context.metrics, context.db
-    metrics.signing_keys.replace({(state,): number for state, number in context.keys.states(context.clock()).items()})
+    keys_by_state = context.keys.states(context.clock())
+    metrics.signing_keys.replace({(state,): keys_by_state[state] for state in (*State, "unreadable")})
     metrics.failures.replace({(store,): number for store, number in context.memory.failing(context.clock()).items()})
     metrics.suspicion.replace({(store, way.value): doubt for way in Direction for store, doubt in context.memory.doubts(way).items()})
     held = await counts.stores(db)
