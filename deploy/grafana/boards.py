@@ -172,7 +172,7 @@ RANKING = Board(
         ),
         graph(
             "Counted instead of a report", "reqps", Query(rate("broker_signals_total", "kind"), "{{kind}}"),
-            text="repeated: the same client asked for the same blob again; expired: a lease ended without a word; committed: an upload's time.",
+            text="repeated: a client asked for the same blob again; expired: a ticket ended without a word; committed: an upload's time.",
         ),
         graph(
             "Time until every broker knew of a failure", "s", *halves("broker_failure_spread_seconds", "outcome", "{{outcome}}"),
