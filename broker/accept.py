@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+from uuid import UUID
 
-from broker.model import WEAK_UPLOADS, Abilities, Exposure, Operation, Replica, ReplicaState, Store
+from broker.model import WEAK_UPLOADS, Abilities, Exposure, Operation, ReplicaState, Store
 from broker.paths import IDLE, Load
 
 
@@ -99,6 +100,22 @@ class Candidate:
     """Digest algorithms that the store computes itself, of the whole or of parts."""
 
 
+class Placed(Protocol):
+    """As much of a replica as a candidate needs."""
+
+    @property
+    def id(self) -> UUID | str: ...
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def state(self) -> ReplicaState: ...
+
+    @property
+    def project(self) -> str: ...
+
+
 class Request(NamedTuple):
     """What a client asked for, as far as the order depends on it."""
 
@@ -126,7 +143,7 @@ class Request(NamedTuple):
         return bool(self.avoid or self.schemes or self.failed_until)
 
 
-def source(replica: Replica, store: Store, scheme: str) -> Candidate:
+def source(replica: Placed, store: Store, scheme: str) -> Candidate:
     """The candidate that a replica is for reading."""
     return Candidate(
         store=store.name,

@@ -51,9 +51,9 @@ def may_read_blob(principal: Principal, images: Iterable[ImageAccess]) -> bool:
     return principal.role is Role.ADMIN or any(may_read_image(principal, image) for image in images)
 
 
-def anyone_may_read(images: Iterable[ImageAccess]) -> bool:
-    """Whether `may_read_blob` holds for every principal."""
-    return any(image.visibility is not Visibility.PRIVATE and image.status is not ImageStatus.DEACTIVATED for image in images)
+def anyone_may_read(images: Iterable[tuple[str, str]]) -> bool:
+    """Whether `may_read_blob` holds for every principal; of each image visibility and status."""
+    return any(visibility != Visibility.PRIVATE and status != ImageStatus.DEACTIVATED for visibility, status in images)
 
 
 def may_change_image(principal: Principal, project: str) -> bool:

@@ -134,7 +134,7 @@ class Outlook(NamedTuple):
 class Outlooks:
     """The outlooks of the paths between one site and every store, as of the instant `at`; each is worked out when first asked for."""
 
-    __slots__ = ("_averages", "_doubts", "_policy", "at", "known", "site", "valued")
+    __slots__ = ("_averages", "_doubts", "_policy", "at", "known", "site", "ways")
 
     def __init__(self, site: str | None, averages: Averages, policy: Policy, at: float, doubts: Doubts = _NO_DOUBTS) -> None:
         self.site = site
@@ -144,8 +144,8 @@ class Outlooks:
         self._policy = policy
         self.known: dict[str, Outlook] = {}
         """Those that were asked for, by store."""
-        self.valued: dict[int, Any] = {}
-        """For whoever keeps what he made of them: it is worth no more once they are not."""
+        self.ways: dict[int, Any] = {}
+        """For whoever keeps what he made of them, by store id: it is worth no more once they are not."""
 
     def of(self, candidate: Candidate) -> Outlook:
         """The outlook of the path to the candidate's store."""
@@ -157,6 +157,18 @@ class Outlooks:
                 found = doubted(found, doubt, self._policy)
             self.known[candidate.store] = found
         return found
+
+
+class Prospect(NamedTuple):
+    """An outlook at one load of its store: all that `size_up` needs to know of a place, made once for many blobs."""
+
+    setup_seconds: float
+    rate: float
+    success: float
+    dearness: float
+    """What the store's cost multiplies the time by."""
+    strangeness: float
+    """How much exploration the path deserves: 1 when nothing is known of it."""
 
 
 def rank(
@@ -178,19 +190,27 @@ def rank(
 
 def order(request: Request, accepted: Sequence[Candidate], outlooks: Outlooks, loads: Loads, policy: Policy, rng: Random) -> list[Source]:
     """Candidates that nothing is against, in the order to try them."""
-    valued = value(request, accepted, outlooks, loads, policy)
-    return [valued[index] for index in draw([source.weight for source in valued], rng)]
-
-
-def value(request: Request, accepted: Sequence[Candidate], outlooks: Outlooks, loads: Loads, policy: Policy) -> list[Source]:
-    """Each candidate that nothing is against, in the order given, with what it is expected to take and its share of first draws."""
     if not accepted:
         return []
     size = policy.unknown_size if request.size is None else request.size
-    known = outlooks.known
-    estimates = [estimate(known.get(c.store) or outlooks.of(c), c, size, loads, policy) for c in accepted]
+    estimates = [estimate(outlooks.of(candidate), candidate, size, loads, policy) for candidate in accepted]
     shares = weigh(estimates, _lifts(request, accepted, loads, policy), policy)
-    return list(map(Source, accepted, estimates, shares))
+    return [Source(accepted[index], estimates[index], shares[index]) for index in draw(shares, rng)]
+
+
+def size_up(prospects: Sequence[Prospect], size: int | None, policy: Policy) -> tuple[list[float], list[float]]:
+    """The seconds that a read of so many bytes takes from each place, and each one's share of first draws: what `order` makes of
+    candidates that nothing is against and nothing lifts, without an object for each of them."""
+    if size is None:
+        size = policy.unknown_size
+    seconds = []
+    scores = []
+    for prospect in prospects:
+        setup, rate, success, dearness, _ = prospect
+        takes = setup + size / rate
+        seconds.append(takes)
+        scores.append(takes / success * dearness)
+    return seconds, _shares(scores, [prospect[4] for prospect in prospects], None, policy)
 
 
 def outlook(site: str | None, candidate: Candidate, averages: Averages, policy: Policy, now: float) -> Outlook:
@@ -229,12 +249,18 @@ def doubted(path: Outlook, doubt: float, policy: Policy) -> Outlook:
 
 def estimate(path: Outlook, candidate: Candidate, size: int, loads: Loads, policy: Policy) -> Estimate:
     """What a transfer of `size` bytes over `path` is expected to take."""
-    rate, setup, success, basis, evidence = path
+    setup, rate, success, dearness, _ = prospect(path, candidate, loads, policy)
+    seconds = setup + size / rate
+    return Estimate(seconds, rate, setup, success, seconds / success * dearness, path.basis, path.evidence)
+
+
+def prospect(path: Outlook, candidate: Candidate, loads: Loads, policy: Policy) -> Prospect:
+    """What `path` promises at the load of the candidate's store."""
+    rate = path.rate
     if candidate.bandwidth:
         rate = min(rate, candidate.bandwidth / (loads.get(candidate.store, IDLE).active + 1))
-    seconds = setup + size / rate
-    score = seconds / success * (1.0 + policy.cost_factor * candidate.cost)
-    return Estimate(seconds, rate, setup, success, score, basis, evidence)
+    dearness = 1.0 + policy.cost_factor * candidate.cost
+    return Prospect(path.setup_seconds, rate, path.success, dearness, 1.0 / (1.0 + path.evidence))
 
 
 def weigh(estimates: Sequence[Estimate], lifts: Sequence[float] | None, policy: Policy) -> list[float]:
@@ -242,13 +268,16 @@ def weigh(estimates: Sequence[Estimate], lifts: Sequence[float] | None, policy: 
 
     Most of it goes by estimate; the share of exploration is split evenly and each part shrinks with what is known.
     """
-    scores = [e.score for e in estimates]
+    return _shares([e.score for e in estimates], [1.0 / (1.0 + e.evidence) for e in estimates], lifts, policy)
+
+
+def _shares(scores: Sequence[float], strangeness: Sequence[float], lifts: Sequence[float] | None, policy: Policy) -> list[float]:
     best = max(min(scores), 1e-9)
     sharpness = policy.sharpness
     by_score = [(best / score) ** sharpness if score > best else 1.0 for score in scores]
     scale = (1.0 - policy.exploration) / sum(by_score)
     even = policy.exploration / len(scores)
-    weights = [scale * w + even / (1.0 + e.evidence) for w, e in zip(by_score, estimates, strict=True)]
+    weights = [scale * weight + even * strange for weight, strange in zip(by_score, strangeness, strict=True)]
     if lifts is not None:
         weights = [weight * lift for weight, lift in zip(weights, lifts, strict=True)]
     total = sum(weights)

@@ -28,7 +28,7 @@ class TicketRow(NamedTuple):
     address: str
     site: str | None
     image_id: UUID | None
-    blob_id: UUID
+    blob_id: UUID | str
     size: int | None
     places: str
     ttl_seconds: float

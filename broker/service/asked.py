@@ -9,7 +9,6 @@ from uuid import UUID
 import orjson
 
 from broker import errors, rank
-from broker.accept import Candidate
 from broker.model import Client
 from broker.permit import may_see_store
 from broker.service.context import Context
@@ -34,12 +33,12 @@ def has_wishes(request: Mapping[str, Any]) -> bool:
     return not _WISHES.isdisjoint(request)
 
 
-def wishes(context: Context, client: Client, request: Mapping[str, Any], candidates: Iterable[Candidate]) -> Wishes:
-    """The wishes of a request. Raises `Invalid`."""
+def wishes(context: Context, client: Client, request: Mapping[str, Any], stores: Iterable[str]) -> Wishes:
+    """The wishes of a request for what lies at `stores`. Raises `Invalid`."""
     return Wishes(
         site_of(context, client, request),
         store_names(context, client, request, "prefer"),
-        avoided(context, client, request, (candidate.store for candidate in candidates)),
+        avoided(context, client, request, stores),
         frozenset(request.get("schemes", ())),
     )
 
@@ -79,19 +78,19 @@ def excluded(exclusions: Iterable[rank.Exclusion]) -> list[dict[str, str]]:
 def render_download(
     id: UUID | str,
     state: str,
-    blob: Any,
+    summary: str,
     image: UUID | None,
     format: str | None,
     expires_at: float,
     sources: Sequence[Any] | orjson.Fragment,
     out: Sequence[Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """A download ticket as JSON; `blob` is its `summary`."""
+    """A download ticket as JSON; `summary` is its blob's (`compact.CompactBlob`)."""
     shown = {
         "id": str(id),
         "operation": "download",
         "state": state,
-        "blob": blob,
+        "blob": orjson.Fragment(summary),
         "expires_at": instant(expires_at),
         "sources": sources,
         "excluded": out,

@@ -21,11 +21,11 @@ import structlog
 
 from broker import errors, suspicion
 from broker.catalog import brokers, changes, failures, leases, paths, reports, sites, stores
-from broker.catalog.views import BlobView
+from broker.catalog.compact import CompactBlob
 from broker.metrics import Metrics
 from broker.model import Image, new_id
 from broker.service.conditions import CLIENTS, Conditions
-from broker.service.hot import Hot, HotBlob
+from broker.service.hot import Hot
 from broker.service.spread import Spread
 from broker.service.topology import OpenStore, Topology
 
@@ -59,7 +59,7 @@ class Memory(Topology, Conditions):
     ) -> None:
         Topology.__init__(self, open_store, metrics.signing_seconds)
         Conditions.__init__(self)
-        self.hot = Hot(pool, metrics, hot_bytes, self.stores, self.is_fresh)
+        self.hot = Hot(pool, metrics, hot_bytes, self.is_fresh)
         self.spread = Spread(pool, FRESH_SECONDS, metrics)
         self._metrics = metrics
         self._id = new_id()
@@ -193,7 +193,6 @@ class Memory(Topology, Conditions):
         """Read every store and site anew; the drivers of stores that changed are opened again when next used."""
         async with self._reloading:  # else an older read could overwrite a newer one
             self.take_over(await stores.load(self._pool), await sites.load(self._pool))
-        self.hot.rebuild()
         self.forget_outlooks()
         await self._read_loads(self._pool)
 
@@ -229,13 +228,8 @@ class Memory(Topology, Conditions):
 
     # -- blobs and images
 
-    async def blob(self, id: UUID) -> BlobView | None:
+    async def blob(self, id: UUID) -> CompactBlob | None:
         """A blob with its replicas and images. Raises `errors.Unavailable`."""
-        hot = await self.hot_blob(id)
-        return None if hot is None else hot.view
-
-    async def hot_blob(self, id: UUID) -> HotBlob | None:
-        """A blob with its candidates. Raises `errors.Unavailable`."""
         return (await self.hot.blobs([str(id)]))[0]
 
     async def image(self, id: UUID) -> Image | None:

@@ -16,12 +16,13 @@ import orjson
 
 from broker import accept, admit, errors, rank
 from broker.catalog import leases
+from broker.catalog.compact import CompactBlob
 from broker.model import Client, Direction, Image, Operation
 from broker.paths import IDLE
 from broker.permit import ImageAccess, may_read_blob, may_read_image, may_see_image
-from broker.service import asked, places
+from broker.service import asked, places, ways
 from broker.service.context import Context
-from broker.service.hot import HotBlob
+from broker.service.ways import Source
 
 
 @dataclass(slots=True)
@@ -32,8 +33,8 @@ class Plan:
     count: int
     parallel: int
     target: Target
-    sources: list[places.Source]
-    excluded: list[rank.Exclusion]
+    sources: list[Source]
+    excluded: list[dict[str, str]]
     ttl_seconds: float
     wants: tuple[str, ...] = ()
     granted: frozenset[str] = frozenset()
@@ -77,7 +78,7 @@ async def download_many(
 class Target(NamedTuple):
     """The blob that a request means, and the image and format by which it was named."""
 
-    hot: HotBlob
+    blob: CompactBlob
     image_id: UUID | None = None
     format: str | None = None
 
@@ -91,9 +92,9 @@ async def _locate(context: Context, client: Client, requests: Sequence[Mapping[s
     for index, choice in enumerate(named):
         if isinstance(choice, tuple):
             _, image_id, format = choice
-            hot = next(found)
-            readable = hot is not None and (image_id is not None or hot.read_by_all or may_read_blob(client.principal, hot.view.images))
-            named[index] = Target(hot, image_id, format) if hot is not None and readable else errors.NotFound("No such blob.")
+            blob = next(found)
+            readable = blob is not None and (image_id is not None or blob.read_by_all or may_read_blob(client.principal, blob.images))
+            named[index] = Target(blob, image_id, format) if blob is not None and readable else errors.NotFound("No such blob.")
     return named
 
 
@@ -135,26 +136,12 @@ def _choose_format(image: Image, formats: Sequence[str] | None) -> str:
 # -- decide
 
 
-class Valued(NamedTuple):
-    """The replicas of a blob with what they are worth to clients of one site, and the chances by which their order is drawn."""
-
-    hot: HotBlob
-    sources: list[places.Source]
-    shares: list[float]
-    ttl_seconds: float
-    """How long a ticket for it lives."""
-
-
 class Asker(NamedTuple):
     """A client, and what follows for each of its requests that has no wishes of its own."""
 
     client: Client
     plain: accept.Request
     outlooks: rank.Outlooks
-
-
-VALUED_BLOBS = 10_000
-"""Blobs whose replicas' worth is kept for a site, at most; about 4 KB each, for some seconds."""
 
 
 def _asker(context: Context, client: Client, failed_until: Mapping[str, float], now: float) -> Asker:
@@ -169,46 +156,28 @@ def _asker(context: Context, client: Client, failed_until: Mapping[str, float], 
 def _decide(context: Context, asker: Asker, request: Mapping[str, Any], id: str, target: Target, now: float) -> Plan:
     """Rank the blob's replicas for this client. Raises `NoSource` when there is none to offer."""
     client, ask, outlooks = asker
-    hot = target.hot
+    blob = target.blob
     if asked.has_wishes(request):
-        wishes = asked.wishes(context, client, request, hot.candidates)
+        wishes = asked.wishes(context, client, request, (candidate.store for candidate in ways.candidates(context, blob)))
         ask = ask._replace(site=wishes.site, prefer=wishes.prefer, avoid=wishes.avoid, schemes=wishes.schemes)
         outlooks = context.memory.outlooks(Direction.READ, wishes.site, context.policy.rank, now)
-    count, parallel = request.get("count", 3), request.get("parallel", 1)
-    if hot.offered_to_all and not ask.is_choosy:  # nearly always: nothing to exclude, so nothing to ask of each candidate
-        valued = _value(context, ask, hot, outlooks)
-        sources = list(map(valued.sources.__getitem__, rank.draw(valued.shares, context.rng)))
-        if sources:
-            return Plan(id, max(count, parallel), parallel, target, sources, [], valued.ttl_seconds)
-    policy = context.policy.rank
-    ask = ask._replace(size=hot.view.blob.size)
-    ranking = rank.rank(ask, hot.candidates, outlooks, context.memory.read_loads, policy, now, context.rng)
-    _count_exclusions(context, ranking)
-    sources, excluded = list(map(places.Source, ranking.sources)), ranking.excluded
+    excluded: list[dict[str, str]] = []
+    sources = None if ask.is_choosy or ask.prefer else ways.plain_sources(context, blob, outlooks)
+    if sources is None:
+        ask = ask._replace(size=blob.size)
+        candidates, loads = ways.candidates(context, blob), context.memory.read_loads
+        ranking = rank.rank(ask, candidates, outlooks, loads, context.policy.rank, now, context.rng)
+        _count_exclusions(context, ranking)
+        sources, excluded = ways.ranked_sources(context, ranking, outlooks), asked.excluded(ranking.excluded)
     if not sources:
         context.metrics.ticket("download", "no-source")
         raise errors.NoSource(
             "Every replica is excluded." if excluded else "The blob has no replica.",
-            extra={"excluded": asked.excluded(excluded)},
-            retry_after=policy.failure_seconds if _may_pass(excluded) else None,
+            extra={"excluded": excluded},
+            retry_after=context.policy.rank.failure_seconds if _may_pass(excluded) else None,
         )
+    count, parallel = request.get("count", 3), request.get("parallel", 1)
     return Plan(id, max(count, parallel), parallel, target, sources, excluded, admit.ticket_seconds(sources, context.policy.admit))
-
-
-def _value(context: Context, ask: accept.Request, hot: HotBlob, outlooks: rank.Outlooks) -> Valued:
-    """What the replicas of a blob are worth to those who ask like this; the same until the outlooks change, if no load counts."""
-    kept: Valued | None = None if ask.prefer else outlooks.valued.get(id(hot))
-    if kept is not None and kept.hot is hot:
-        return kept
-    ask = ask._replace(size=hot.view.blob.size)
-    found = rank.value(ask, hot.candidates, outlooks, context.memory.read_loads, context.policy.rank)
-    sources = list(map(places.Source, found))
-    valued = Valued(hot, sources, [source.weight for source in found], admit.ticket_seconds(sources, context.policy.admit))
-    if not ask.prefer and not any(candidate.bandwidth for candidate in hot.candidates):
-        if len(outlooks.valued) >= VALUED_BLOBS:
-            outlooks.valued.clear()
-        outlooks.valued[id(hot)] = valued
-    return valued
 
 
 def _count_exclusions(context: Context, ranking: rank.Ranking) -> None:
@@ -216,9 +185,9 @@ def _count_exclusions(context: Context, ranking: rank.Ranking) -> None:
         context.metrics.exclusion(exclusion.reason)
 
 
-def _may_pass(excluded: Iterable[rank.Exclusion]) -> bool:
+def _may_pass(excluded: Iterable[Mapping[str, str]]) -> bool:
     """Whether waiting can help: something is excluded only because it failed this client a moment ago."""
-    return any(exclusion.reason is accept.Reason.RECENTLY_FAILED for exclusion in excluded)
+    return any(exclusion["reason"] == accept.Reason.RECENTLY_FAILED for exclusion in excluded)
 
 
 # -- admit
@@ -273,13 +242,13 @@ def _grant_request(context: Context, client: Client, plan: Plan) -> leases.Grant
             plan.granted |= {source.store}
         else:
             seconds = admit.lease_seconds(source.seconds, context.policy.admit)
-            wanted.append(leases.Want(source.candidate.store_id, "read", seconds))
+            wanted.append(leases.Want(source.way.store_id, "read", seconds))
     if plan.expires_at is not None:  # recorded in an earlier round: only more leases are asked for
         return leases.GrantRequest(plan.id, None, wanted, False)
     first, others = plan.sources[: plan.count], plan.sources[plan.count :]
     first += [source for source in others if source.store in wants]
     recorded = [source.record(source.store in wants, loads.get(source.store, IDLE).active + 1) for source in first]
-    principal, blob = client.principal, plan.target.hot.view.blob
+    principal, blob = client.principal, plan.target.blob
     ticket = leases.TicketRow(
         Operation.DOWNLOAD, principal.project, principal.subject, client.instance, client.address, client.site, plan.target.image_id,
         blob.id, blob.size, f"[{','.join(recorded)}]", plan.ttl_seconds,
@@ -311,26 +280,25 @@ def _answer(context: Context, client: str, plan: Plan, now: float) -> dict[str, 
     if isinstance(admitted, admit.Full) or plan.expires_at is None:
         metrics.ticket("download", "busy")
         wait = admitted.retry_after if isinstance(admitted, admit.Full) else context.policy.admit.retry_seconds
-        excluded = asked.excluded(plan.excluded)
-        return errors.Busy("Every store that has the blob is at its limit.", retry_after=wait, extra={"excluded": excluded})
+        return errors.Busy("Every store that has the blob is at its limit.", retry_after=wait, extra={"excluded": plan.excluded})
     first = None
-    shown: list[bytes] = []
+    shown: list[str] = []
     until = places.until(context, plan.expires_at, now)
-    for state, indexes in ((b"active", admitted.active), (b"standby", admitted.standby)):
+    for state, indexes in (("active", admitted.active), ("standby", admitted.standby)):
         for index in indexes:
             source = plan.sources[index]
-            read = places.sign_read(context, source.store, source.candidate.key, until)
+            read = places.sign_read(context, source.store, source.key, until)
             if read is None:
-                plan.excluded.append(rank.Exclusion(source.candidate, accept.Reason.UNSIGNABLE))
+                plan.excluded.append({"store": source.store, "reason": accept.Reason.UNSIGNABLE})
                 metrics.exclusion(accept.Reason.UNSIGNABLE)
                 continue
             first = first or source.store
             shown.append(source.show(len(shown) + 1, state, read))
-    excluded = asked.excluded(plan.excluded)
     if first is None:
         metrics.ticket("download", "no-source")
-        return errors.NoSource("No URL can be signed for any replica.", extra={"excluded": excluded})
+        return errors.NoSource("No URL can be signed for any replica.", extra={"excluded": plan.excluded})
     metrics.ticket("download", "granted", first)
-    context.repeats.note(client, target.hot.view.blob.id, plan.id, first, now)
-    sources = orjson.Fragment(b"[%b]" % b",".join(shown))
-    return asked.render_download(plan.id, "open", target.hot.summary, target.image_id, target.format, plan.expires_at, sources, excluded)
+    context.repeats.note(client, target.blob.id, plan.id, first, now)
+    sources = orjson.Fragment(f"[{','.join(shown)}]")
+    blob, image, format = target
+    return asked.render_download(plan.id, "open", blob.summary, image, format, plan.expires_at, sources, plan.excluded)

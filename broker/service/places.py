@@ -16,7 +16,7 @@ from broker.accept import Candidate
 from broker.model import Handle
 from broker.service import reads
 from broker.service.context import Context
-from broker.service.reads import Read, Until
+from broker.service.reads import Until
 
 
 class Place(NamedTuple):
@@ -64,55 +64,18 @@ def recorded(row: Sequence[Sequence[Any]]) -> list[Recorded]:
     return [Recorded(*entry) for entry in row]
 
 
-_SHOWN = b'{"rank":%d,"state":"%b",%b,%b}'
-"""A source of a ticket: the last two are members of `describe` and of `reads.show`."""
-
-
-class Source:
-    """A ranked replica on its way into a ticket: what admission asks of it, and what is recorded and shown of it.
-
-    The texts are made when first needed, and kept: the same replica goes into many tickets.
-    """
-
-    __slots__ = ("_recorded", "_shown", "candidate", "estimate", "seconds", "slots", "store", "weight")
-
-    def __init__(self, source: rank.Source) -> None:
-        self.candidate, self.estimate, self.weight = source
-        self.store = self.candidate.store
-        self.slots = self.candidate.slots
-        self.seconds = self.estimate.seconds
-        self._shown: bytes | None = None
-        self._recorded: tuple[str, str] | None = None
-
-    def record(self, active: bool, concurrency: int) -> str:
-        """The entry of a ticket's row, in JSON; `recorded` reads it back."""
-        if self._recorded is None:
-            at, told = self.candidate, self.estimate
-            numbers = (told.seconds, told.rate, told.setup_seconds, told.success, told.basis, self.weight)
-            self._recorded = orjson.dumps((at.store_id, at.replica))[:-1].decode(), orjson.dumps(numbers)[1:].decode()
-        before, after = self._recorded
-        return f"{before},true,{concurrency},{after}" if active else f"{before},false,{concurrency},{after}"
-
-    def show(self, rank: int, state: bytes, read: Read) -> bytes:
-        """The source of a ticket, in JSON."""
-        if self._shown is None:
-            self._shown = orjson.dumps(describe(self.candidate, self.estimate, self.weight))[1:-1]
-        return _SHOWN % (rank, state, self._shown, read.shown)
-
-
 def until(context: Context, expires_at: float, now: float) -> Until:
     """How long what reads the places of a ticket that ends at `expires_at` may live."""
     policy = context.policy
     return reads.until(min(expires_at, now + policy.url_ttl_seconds), now, int(policy.share_bucket_seconds))
 
 
-def sign_read(context: Context, store: str, key: str, until: Until) -> Read | None:
-    """What reads a key of a store; ``None`` when the store's credential is missing or has ended."""
+def sign_read(context: Context, store: str, key: str, until: Until) -> str | None:
+    """What reads a key of a store, in JSON as `reads.Reads.sign` gives it; ``None`` when the store's credential is missing or has ended."""
     try:
-        read = context.memory.reads.sign(store, key, until)
+        return context.memory.reads.sign(store, key, until)
     except errors.StoreUnavailable:
         return None
-    return read if read.expires_at > until.now else None
 
 
 def describe(at: Place | Candidate, told: Place | rank.Estimate, weight: float) -> dict[str, Any]:
@@ -132,10 +95,10 @@ def describe(at: Place | Candidate, told: Place | rank.Estimate, weight: float) 
     }
 
 
-def show_read(place: Place, rank: int, read: Read) -> orjson.Fragment:
+def show_read(place: Place, rank: int, read: str) -> orjson.Fragment:
     """The place as a source of a ticket, in JSON."""
-    described = orjson.dumps(describe(place, place, place.weight))[1:-1]
-    return orjson.Fragment(_SHOWN % (rank, place.state.encode(), described, read.shown))
+    described = orjson.dumps(describe(place, place, place.weight)).decode()[1:-1]
+    return orjson.Fragment(f'{{"rank":{rank},"state":"{place.state}",{described},{read}}}')
 
 
 def render(place: Place, rank: int, handle: Handle | None) -> dict[str, Any]:

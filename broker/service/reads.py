@@ -8,13 +8,14 @@ Rules
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable
 from time import perf_counter
 from typing import NamedTuple
 
 import orjson
 
+from broker import errors
 from broker.metrics import Times
 from broker.model import Handle
 from broker.service.instants import instant
@@ -22,17 +23,10 @@ from broker.stores.base import SignsAlike
 from broker.stores.base import Store as Driver
 
 KEPT = 50_000
-"""Handles kept at most, about 1 KB each; those that were signed first go first, since they end first."""
+"""Handles kept at most, about 1 KB each; those with the stretch that was begun first go first, since they end first."""
 
 LONGEST_STEP_SECONDS = 64
 """A URL that is kept for everyone ends on a multiple of a step, which is at most this and at most an eighth of its life."""
-
-
-class Read(NamedTuple):
-    """A handle for reading: its end, and the members of a JSON object that show it."""
-
-    expires_at: float
-    shown: bytes
 
 
 class Until(NamedTuple):
@@ -52,43 +46,85 @@ class Reads:
     def __init__(self, driver: Callable[[str], Driver], signing_seconds: Times) -> None:
         self._driver = driver
         self._signing_seconds = signing_seconds
-        self._alike: dict[str, SignsAlike | None] = {}
-        self._kept: OrderedDict[tuple[str, str, int, int], Read] = OrderedDict()
+        self._readers: dict[str, _Reader] = {}
+        self._stretches: deque[tuple[int, dict[str, str]]] = deque()  # what readers have, with its end; in the order it was begun
+        self._count = 0
 
     def forget(self) -> None:
         """A store, a credential or a key has changed."""
-        self._alike.clear()
-        self._kept.clear()
+        self._readers.clear()
+        self._stretches.clear()
+        self._count = 0
 
-    def sign(self, store: str, key: str, until: Until) -> Read:
-        """What reads `key` of a store. Raises `errors.StoreUnavailable`."""
-        try:
-            alike = self._alike[store]
-        except KeyError:
-            driver = self._driver(store)
-            alike = self._alike[store] = driver if isinstance(driver, SignsAlike) else None
+    def sign(self, store: str, key: str, until: Until) -> str:
+        """What reads `key` of a store: the members of a JSON object that shows a handle. Raises `errors.StoreUnavailable`, also when
+        the handle would have ended already."""
+        reader = self._readers.get(store)
+        if reader is None:
+            reader = self._readers[store] = _Reader(self._driver(store))
         now, at, ends_at, tokens_at = until
-        if alike is not None:
-            by = alike.reads_by
-        elif tokens_at is not None and self._driver(store).kind == "http":
-            ends_at, by = tokens_at, 0
+        by = 0
+        if reader.alike is not None:
+            by = reader.alike.reads_by
+        elif tokens_at is not None and reader.has_tokens:
+            ends_at = tokens_at
         else:
-            return self._sign(store, key, at, now)
+            return self._sign(reader.driver, key, at, now)[0]
         if ends_at <= now:
-            return self._sign(store, key, at, now)
-        read = self._kept.get((store, key, ends_at, by))
-        if read is None:
-            read = self._kept[store, key, ends_at, by] = self._sign(store, key, ends_at, now)
-            if len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        return read
+            return self._sign(reader.driver, key, at, now)[0]
+        stretch = reader.stretches.get((ends_at, by))
+        if stretch is None:
+            stretch = self._begin(reader, ends_at, by, now)
+        shown = stretch.get(key)
+        if shown is None:
+            shown, ended_at = self._sign(reader.driver, key, ends_at, now)
+            if ended_at == ends_at:  # else the credential ends sooner, and may be renewed
+                self._keep(stretch, key, shown)
+        return shown
 
-    def _sign(self, store: str, key: str, expires_at: float, now: float) -> Read:
-        driver = self._driver(store)
+    def _begin(self, reader: _Reader, ends_at: int, by: int, now: float) -> dict[str, str]:
+        for past in [each for each in reader.stretches if each[0] <= now]:
+            del reader.stretches[past]
+        while self._stretches and self._stretches[0][0] <= now:
+            self._drop_oldest()
+        stretch: dict[str, str] = {}
+        reader.stretches[ends_at, by] = stretch
+        self._stretches.append((ends_at, stretch))
+        return stretch
+
+    def _drop_oldest(self) -> None:
+        _, stretch = self._stretches.popleft()
+        self._count -= len(stretch)
+        stretch.clear()
+
+    def _keep(self, stretch: dict[str, str], key: str, shown: str) -> None:
+        stretch[key] = shown
+        self._count += 1
+        while self._count > KEPT and len(self._stretches) > 1:
+            self._drop_oldest()
+        if self._count > KEPT:  # one store, one stretch: it goes on empty
+            self._count = 0
+            stretch.clear()
+
+    def _sign(self, driver: Driver, key: str, expires_at: float, now: float) -> tuple[str, float]:
         began = perf_counter()
         handle = driver.sign_get(key, expires_at, now)
         self._signing_seconds.observe(perf_counter() - began, driver.kind)
-        return Read(handle.expires_at, orjson.dumps(show(handle))[1:-1])
+        if handle.expires_at <= now:
+            raise errors.StoreUnavailable("The store's credential has ended.")
+        return orjson.dumps(show(handle))[1:-1].decode(), handle.expires_at
+
+
+class _Reader:
+    """One store's driver, and the handles kept for it: by their end and the secret that signed them, then by key."""
+
+    __slots__ = ("alike", "driver", "has_tokens", "stretches")
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.alike = driver if isinstance(driver, SignsAlike) else None
+        self.has_tokens = driver.kind == "http"
+        self.stretches: dict[tuple[int, int], dict[str, str]] = {}
 
 
 def show(handle: Handle) -> dict[str, object]:

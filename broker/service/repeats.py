@@ -32,14 +32,14 @@ class Repeats:
     """Which client was given which ticket for which blob."""
 
     def __init__(self) -> None:
-        self._asked: dict[tuple[str, int], Asked] = {}
-        self._before: dict[tuple[str, int], Asked] = {}
+        self._asked: dict[tuple[str, str], Asked] = {}
+        self._before: dict[tuple[str, str], Asked] = {}
         self._hinted: dict[tuple[str, str], float] = {}
         self._found: list[Asked] = []
 
-    def note(self, client: str, blob: UUID, ticket: str, store: str, now: float) -> None:
+    def note(self, client: str, blob: str, ticket: str, store: str, now: float) -> None:
         """A ticket was given. `client` is `Client.name`."""
-        key = client, blob.int  # a number is compared sooner than an id
+        key = client, blob
         before = self._asked.get(key)
         if before is None:
             before = self._before.get(key)
@@ -51,8 +51,8 @@ class Repeats:
 
     def settled(self, client: str, blob: UUID) -> None:
         """The client has said how it went, or gave its ticket back."""
-        self._asked.pop((client, blob.int), None)
-        self._before.pop((client, blob.int), None)
+        self._asked.pop((client, str(blob)), None)
+        self._before.pop((client, str(blob)), None)
 
     def take(self) -> list[Asked]:
         """The tickets that were not enough, since the last time."""

@@ -16,16 +16,15 @@ import orjson
 from broker import accept, admit, errors
 from broker.catalog import leases
 from broker.catalog import tickets as records
+from broker.catalog.compact import CompactBlob
 from broker.catalog.tickets import TicketRecord
 from broker.model import Client, Direction, Operation, client_name
 from broker.paths import IDLE
 from broker.permit import may_read_blob
-from broker.service import asked, places, upload
+from broker.service import asked, places, upload, ways
 from broker.service.context import Context
-from broker.service.hot import HotBlob
 from broker.service.instants import instant
 from broker.service.places import Recorded
-from broker.service.summary import summary
 
 
 async def find(context: Context, client: Client, id: UUID) -> TicketRecord:
@@ -60,7 +59,7 @@ async def get_ticket(context: Context, client: Client, id: UUID) -> dict[str, An
         "id": str(id),
         "operation": "download",
         "state": "expired" if record.state == "open" and record.expired else record.state,
-        "blob": summary(blob.blob),
+        "blob": orjson.Fragment(blob.summary),
         "expires_at": instant(record.expires_at),
         "places": shown_places,
     }
@@ -95,23 +94,23 @@ async def refresh_ticket(context: Context, client: Client, id: UUID) -> dict[str
     record = _open(await find(context, client, id))
     if record.operation is Operation.UPLOAD:
         return await upload.refresh_upload(context, client, id)
-    hot = await _readable(context, client, record)
+    blob = await _readable(context, client, record)
     found = places.recorded(record.places)
-    if not await _hold_places(context, client, id, hot, found):
+    if not await _hold_places(context, client, id, blob, found):
         raise errors.Busy("The leases have ended and every store is at its limit.", retry_after=context.policy.admit.retry_seconds)
     slowest = [admit.Offer("", None, place.seconds) for place in found]
     await records.extend(context.db, id, admit.ticket_seconds(slowest, context.policy.admit))
     return await _render(context, client, await find(context, client, id))
 
 
-async def _hold_places(context: Context, client: Client, id: UUID, hot: HotBlob, found: Sequence[Recorded]) -> bool:
+async def _hold_places(context: Context, client: Client, id: UUID, blob: CompactBlob, found: Sequence[Recorded]) -> bool:
     """Renew the leases of the active places, or get new ones; with none of them left, the best standby place becomes active.
 
     False when there are places to offer, and all of them are full.
     """
     offered = []
     for index, place in enumerate(found):
-        candidate, reason = _still_offered(context, client, hot, place, context.clock())
+        candidate, reason = _still_offered(context, client, blob, place, context.clock())
         if candidate is not None and reason is None:
             offered.append((index, place, candidate.slots))
     held = not offered  # then there is nothing to wait for
@@ -148,8 +147,8 @@ async def activate_place(context: Context, client: Client, id: UUID, request: Ma
     index = next((i for i, place in enumerate(found) if store is not None and place.store_id == store.id), None)
     candidate, reason = None, None
     if store is not None and index is not None:
-        hot = await _readable(context, client, record)
-        candidate, reason = _still_offered(context, client, hot, found[index], context.clock())
+        blob = await _readable(context, client, record)
+        candidate, reason = _still_offered(context, client, blob, found[index], context.clock())
     if store is None or index is None or candidate is None:
         raise errors.Invalid("The ticket names no such store.", field="store", expected="a store of the ticket's sources")
     if reason is not None:
@@ -185,14 +184,14 @@ def _open(record: TicketRecord) -> TicketRecord:
 
 async def _render(context: Context, client: Client, record: TicketRecord) -> dict[str, Any]:
     """A download ticket with fresh URLs for those of its places that may still be offered. Raises `NoSource`."""
-    hot = await _readable(context, client, record)
+    blob = await _readable(context, client, record)
     now = context.clock()
     held = {lease.store_id for lease in await leases.held(context.db, record.id)}
     out: list[dict[str, str]] = []
     active: list[places.Place] = []
     standby: list[places.Place] = []
     for recorded in places.recorded(record.places):
-        candidate, reason = _still_offered(context, client, hot, recorded, now)
+        candidate, reason = _still_offered(context, client, blob, recorded, now)
         if candidate is None:
             continue
         if reason is not None:
@@ -210,23 +209,23 @@ async def _render(context: Context, client: Client, record: TicketRecord) -> dic
             sources.append(places.show_read(place, len(sources) + 1, read))
     if not sources:
         raise errors.NoSource("None of the ticket's places can be offered any more.", extra={"excluded": out})
-    format = next((image.format for image in hot.view.images if image.id == record.image_id), None)
-    return asked.render_download(record.id, record.state, hot.summary, record.image_id, format, record.expires_at, sources, out)
+    format = next((image.format for image in blob.images if image.id == record.image_id), None)
+    return asked.render_download(record.id, record.state, blob.summary, record.image_id, format, record.expires_at, sources, out)
 
 
-async def _readable(context: Context, client: Client, record: TicketRecord) -> HotBlob:
+async def _readable(context: Context, client: Client, record: TicketRecord) -> CompactBlob:
     """The ticket's blob, if this principal may read it still. Raises `NotFound`, as a new ticket for it would."""
-    hot = await context.memory.hot_blob(record.blob_id)
-    if hot is None or not may_read_blob(client.principal, hot.view.images):
+    blob = await context.memory.blob(record.blob_id)
+    if blob is None or not may_read_blob(client.principal, blob.images):
         raise errors.NotFound("No such blob.")
-    return hot
+    return blob
 
 
 def _still_offered(
-    context: Context, client: Client, hot: HotBlob, recorded: Recorded, now: float
+    context: Context, client: Client, blob: CompactBlob, recorded: Recorded, now: float
 ) -> tuple[accept.Candidate | None, accept.Reason | None]:
     """The candidate behind a recorded place, and what is against it now; no candidate when it must not be shown."""
-    candidate = next((c for c in hot.candidates if c.replica == recorded.replica), None)
+    candidate = next((c for c in ways.candidates(context, blob) if c.replica == recorded.replica), None)
     if candidate is None:
         return None, None
     request = accept.Request(Operation.DOWNLOAD, project=client.principal.project, sees_private=client.principal.sees_private_stores)

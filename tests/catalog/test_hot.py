@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from broker import metrics
-from broker.service.hot import BLOB_BYTES, REPLICA_BYTES, Hot
+from broker.catalog.compact import BLOB_BYTES, IMAGE_BYTES, REPLICA_BYTES
+from broker.service.hot import Hot
 from tests.catalog import rows
 
-ONE = BLOB_BYTES + REPLICA_BYTES + 200
+ONE = BLOB_BYTES + REPLICA_BYTES + IMAGE_BYTES
 """The estimate of a blob with one replica and one image."""
 
 
@@ -41,7 +42,7 @@ async def make(pool: Any) -> AsyncIterator[Make]:
     made: list[Counted] = []
 
     def one(hot_bytes: int, fresh: bool = True) -> Counted:
-        made.append(Counted(pool, metrics.create(), hot_bytes, dict, lambda: fresh))
+        made.append(Counted(pool, metrics.create(), hot_bytes, lambda: fresh))
         return made[-1]
 
     yield one

@@ -37,5 +37,5 @@ async def test_what_the_log_forgot_is_learned_all_the_same(pool: Any, away: floa
         await memory.catch_up()
         store, found = memory.store("weed"), await memory.blob(blob)
         assert store is not None and found is not None
-        assert (store.cost == 7, found.blob.size == 4, keys_read) == (anew, anew, int(anew))
+        assert (store.cost == 7, found.size == 4, keys_read) == (anew, anew, int(anew))
         assert memory.is_fresh()

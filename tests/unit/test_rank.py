@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from broker.accept import Candidate, Reason, Request, is_offered_to_all
 from broker.model import Abilities, Exposure, Operation, ReplicaState
 from broker.paths import IDLE, Load, PathAverage
-from broker.rank import Averages, Estimate, Loads, Outlooks, Policy, Ranking, draw, estimate, order, outlook, rank, value, weigh
+from broker.rank import Averages, Estimate, Loads, Outlooks, Policy, Ranking, draw, estimate, outlook, prospect, rank, size_up, weigh
 
 NOW = 10_000.0
 GB = 10**9
@@ -355,15 +355,16 @@ def test_every_candidate_is_ranked_or_has_a_reason(
 def test_what_is_offered_to_all_needs_no_acceptance(
     candidates: list[Candidate], averages: dict[tuple[str, str], PathAverage], loads: dict[str, Load], sees: bool, project: str, seed: int
 ) -> None:
-    """Candidates that nothing is against may be ordered at once, for whomever: the decision is the same."""
-    request = DOWNLOAD._replace(sees_private=sees, project=project)
-    candidates = [replace(candidate, project="acme") for candidate in candidates]
-    open_ = [candidate for candidate in candidates if is_offered_to_all(candidate)]
-    outlooks = Outlooks(CLIENT, averages, POLICY, NOW)
+    """Candidates that nothing is against may be sized up and drawn at once, for whomever: the decision is the same."""
+    request = DOWNLOAD._replace(sees_private=sees, project=project, size=7 << 30)
+    open_ = [each for candidate in candidates if is_offered_to_all(each := replace(candidate, project="acme"))]
     assert not request.is_choosy
-    assert Ranking(order(request, open_, outlooks, loads, POLICY, Random(seed)), [], []) == ranked(
-        *open_, request=request, averages=averages, loads=loads, seed=seed
-    )
+    outlooks = Outlooks(CLIENT, averages, POLICY, NOW)
+    prospects = [prospect(outlooks.of(candidate), candidate, loads, POLICY) for candidate in open_]
+    seconds, shares = size_up(prospects, request.size, POLICY) if prospects else ([], [])
+    drawn = [(open_[i], seconds[i], shares[i]) for i in draw(shares, Random(seed))]
+    ranking = ranked(*open_, request=request, averages=averages, loads=loads, seed=seed)
+    assert drawn == [(source.candidate, source.estimate.seconds, source.weight) for source in ranking.sources]
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(0, 10**6))
@@ -377,7 +378,8 @@ def test_a_doubted_store_sinks_for_everyone_and_is_explored() -> None:
     found = {}
     for doubt in (0.0, 0.5, 0.9, 1.0):
         outlooks = Outlooks(CLIENT, known, POLICY, NOW, {"a": doubt} if doubt else {})
-        found[doubt] = value(DOWNLOAD._replace(size=100 * GB), named("a", "b"), outlooks, {}, POLICY)[0]
+        ranking = rank(DOWNLOAD._replace(size=100 * GB), named("a", "b"), outlooks, {}, POLICY, NOW, Random(7))
+        found[doubt] = next(source for source in ranking.sources if source.candidate.store == "a")
     assert found[0.0].weight > 0.7 > found[0.5].weight > found[0.9].weight > found[1.0].weight > 0
     assert found[1.0].estimate.success == POLICY.success_floor
     assert [found[doubt].estimate.evidence for doubt in (0.0, 0.5, 1.0)] == [100, 50, 0]

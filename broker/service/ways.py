@@ -1,0 +1,126 @@
+"""The ways on which clients of one site read from the stores, and the sources of tickets that lie at their ends.
+
+What a way promises, and nearly all of the text in which a ticket tells it, depends on site and store alone. So it is made once and
+serves all blobs until the outlook of its site changes; of a source only its seconds and its weight are worked out for each ticket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import orjson
+
+from broker import accept, rank
+from broker.catalog.compact import CompactBlob, PlacedReplica
+from broker.model import ReplicaState, Store
+from broker.paths import IDLE
+from broker.service.context import Context
+from broker.service.places import describe
+
+
+class Way:
+    """What reading from one store promises to clients of one site, with that store's load as it was when this was made."""
+
+    __slots__ = ("active", "bandwidth", "is_open", "prospect", "recorded", "shown", "slots", "store", "store_id")
+
+    def __init__(self, store: Store, candidate: accept.Candidate, outlook: rank.Outlook, loads: rank.Loads, policy: rank.Policy) -> None:
+        self.store_id = store.id
+        self.store = store.name
+        self.slots = store.read_slots
+        self.bandwidth = store.read_bandwidth
+        self.active = loads.get(store.name, IDLE).active
+        self.is_open = accept.is_offered_to_all(candidate)
+        """Whether an active replica there is offered to all."""
+        self.prospect = rank.prospect(outlook, candidate, loads, policy)
+        setup, rate, success = self.prospect[:3]
+        self.recorded = f",{rate!r},{setup!r},{success!r},{_json(outlook.basis)},"
+        """What `Source.record` says between seconds and weight."""
+        told = rank.Estimate(0.0, rate, setup, success, 0.0, outlook.basis, outlook.evidence)
+        before, seconds, after = _json(describe(candidate, told, 0.0)).partition('"seconds":0.0')
+        self.shown = before[1:] + seconds.removesuffix("0.0"), after.removesuffix("0.0}")
+        """What `Source.show` says before the seconds, and between them and the weight."""
+
+
+class Source:
+    """A ranked replica on its way into a ticket: what admission asks of it, and what is recorded and shown of it."""
+
+    __slots__ = ("key", "replica", "seconds", "slots", "store", "way", "weight")
+
+    def __init__(self, way: Way, key: str, replica: str, seconds: float, weight: float) -> None:
+        self.way = way
+        self.store = way.store
+        self.slots = way.slots
+        self.key = key
+        self.replica = replica
+        self.seconds = seconds
+        self.weight = weight
+
+    def record(self, active: bool, concurrency: int) -> str:
+        """The entry of a ticket's row, in JSON; `places.recorded` reads it back."""
+        way, state = self.way, "true" if active else "false"
+        return f'[{way.store_id},"{self.replica}",{state},{concurrency},{self.seconds!r}{way.recorded}{self.weight!r}]'
+
+    def show(self, rank: int, state: str, read: str) -> str:
+        """The source of a ticket, in JSON; `read` is what `reads.Reads.sign` gave for it."""
+        before, between = self.way.shown
+        return f'{{"rank":{rank},"state":"{state}",{before}{self.seconds!r}{between}{self.weight!r},{read}}}'
+
+
+def plain_sources(context: Context, blob: CompactBlob, outlooks: rank.Outlooks) -> list[Source] | None:
+    """The blob's replicas in the order to try them, for a request that is not choosy; ``None`` when something may be against one of
+    them: nearly always nothing is, and then there is nothing to ask of each."""
+    if not blob.all_active:
+        return None
+    rows, known = blob.replica_rows, outlooks.ways.get
+    ways: list[Way] = []
+    for row in rows:
+        found = known(row[0])
+        if found is None or found.bandwidth is not None:
+            found = way(context, outlooks, row[0])
+        if found is None or not found.is_open:
+            return None
+        ways.append(found)
+    if not ways:
+        return []
+    policy = context.policy.rank
+    seconds, shares = rank.size_up([found.prospect for found in ways], blob.size, policy)
+    return [Source(ways[i], rows[i][1], rows[i][2], seconds[i], shares[i]) for i in rank.draw(shares, context.rng)]
+
+
+def way(context: Context, outlooks: rank.Outlooks, store_id: int) -> Way | None:
+    """The way to a store at its present load; ``None`` when no such store is known."""
+    memory = context.memory
+    found: Way | None = outlooks.ways.get(store_id)
+    if found is None or (found.bandwidth is not None and found.active != memory.read_loads.get(found.store, IDLE).active):
+        store = memory.store_by_id(store_id)
+        if store is None:
+            return None
+        candidate = _candidate(PlacedReplica(store_id, "", "", ReplicaState.ACTIVE, ""), store)
+        found = Way(store, candidate, outlooks.of(candidate), memory.read_loads, context.policy.rank)
+        outlooks.ways[store_id] = found
+    return found
+
+
+def candidates(context: Context, blob: CompactBlob) -> Iterable[accept.Candidate]:
+    """The blob's replicas as `accept` and `rank` see them, those at stores that are known."""
+    for replica in blob.replicas:
+        store = context.memory.store_by_id(replica.store_id)
+        if store is not None:
+            yield _candidate(replica, store)
+
+
+def ranked_sources(context: Context, ranking: rank.Ranking, outlooks: rank.Outlooks) -> list[Source]:
+    """The sources of a ranking by these outlooks, in its order."""
+    return [
+        Source(found, candidate.key, candidate.replica or "", estimate.seconds, weight)
+        for candidate, estimate, weight in ranking.sources
+        if (found := way(context, outlooks, candidate.store_id)) is not None
+    ]
+
+
+def _candidate(replica: PlacedReplica, store: Store) -> accept.Candidate:
+    return accept.source(replica, store, store.endpoint.partition(":")[0])
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()
