@@ -9,7 +9,7 @@ import asyncio
 import os
 import stat
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -107,12 +107,6 @@ async def running(
         authenticator = Authenticator(settings.auth, settings.http.public_url, own_keys, inside, outside, counted)
         keystone = _keystone(stack, settings.auth.keystone, known, inside, counted)
 
-        def open_store(store: Store) -> base.Store:
-            try:
-                return registry.open_store(store, known, keyring.signer, inside if store.internal else outside)
-            except errors.Invalid as error:
-                raise errors.StoreUnavailable(error.detail) from None
-
         async def try_store(store: Store) -> probe.Probed:
             session = inside if store.internal else outside
             return await probe.probe(registry.open_store(store, known, keyring.signer, session), store, session, time.time())
@@ -121,7 +115,9 @@ async def running(
             await keyring.reload()
             authenticator.forget()
 
-        memory = Memory(pool, open_store, counted, time.time, hot_bytes=settings.hot_bytes, on_key_change=take_over_keys)
+        memory = Memory(
+            pool, _opener(known, keyring, inside, outside), counted, time.time, hot_bytes=settings.hot_bytes, on_key_change=take_over_keys
+        )
         await memory.start()
         stack.push_async_callback(memory.close)
         grants, reports = await _coalescers(stack, pool, policy, counted)
@@ -155,6 +151,42 @@ async def running(
             api_listens = listening(server, settings.http.listen, bound=opened.api, reuse_port=shared, certificate=certificate)
             listens = await stack.enter_async_context(api_listens)
         yield Broker(context, known, listens, metrics_listens, certificate)
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What commands need that work on the catalogue and the stores without a broker."""
+
+    db: asyncpg.Pool[asyncpg.Record]
+    policy: Policy
+    open_store: Callable[[Store], base.Store]
+    """Raises `errors.StoreUnavailable`."""
+
+
+@asynccontextmanager
+async def workshop(settings: Settings) -> AsyncIterator[Workshop]:
+    """For as long as the block lasts; other brokers may run beside it. Raises as `running` does."""
+    policy = build_policy(settings.policy)
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(database_url(settings))
+        await prepare_schema(settings, url)
+        pool = await _open_pool(stack, settings, url)
+        keyring = await load_keys(settings, pool, policy)
+        counted = metrics.create(__version__)
+        outside, inside = [await stack.enter_async_context(store_session(counted, internal=internal)) for internal in (False, True)]
+        yield Workshop(pool, policy, _opener(Credentials(settings.credentials_dir), keyring, inside, outside))
+
+
+def _opener(
+    credentials: Credentials, keyring: keys.Keyring, inside: aiohttp.ClientSession, outside: aiohttp.ClientSession
+) -> Callable[[Store], base.Store]:
+    def open_store(store: Store) -> base.Store:
+        try:
+            return registry.open_store(store, credentials, keyring.signer, inside if store.internal else outside)
+        except errors.Invalid as error:
+            raise errors.StoreUnavailable(error.detail) from None
+
+    return open_store
 
 
 def build_policy(numbers: config.PolicyNumbers) -> Policy:

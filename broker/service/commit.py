@@ -205,7 +205,9 @@ async def _seal_single(context: Context, claim: Claim) -> Sealed:
         raise errors.NotUploaded("The object is not at the store.")
     _accepted(_judge(context, claim, observed), observed)
     await _begin_sealing(context, claim, ())
-    key = await driver.seal(source, claim.place.final_key)
+    final = claim.place.final_key
+    about = await parts.metadata(context, claim.upload, final, claim.declared.digests, claim.declared.size)
+    key = await driver.seal(source, final, about)
     return await _look_at_sealed(context, claim, key, ())
 
 
@@ -236,7 +238,7 @@ async def _seal_parts(context: Context, claim: Claim) -> Sealed:
 async def _join(context: Context, claim: Claim, seen: Sequence[PartSeen]) -> Sealed:
     driver = context.memory.driver(claim.store.name)
     assert claim.place.multipart_id is not None
-    about = parts.metadata(claim.upload, claim.declared.digests)
+    about = await parts.metadata(context, claim.upload, claim.place.staging_key, claim.declared.digests, claim.declared.size)
     key = await driver.finish(claim.place.staging_key, claim.place.multipart_id, seen, about)
     return await _look_at_sealed(context, claim, key, tuple(seen))
 

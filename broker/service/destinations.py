@@ -215,7 +215,8 @@ async def _begin(context: Context, upload: Upload, place: Destination, store: St
     """Begin the multipart upload. When two brokers do at once, one of theirs counts and the other is aborted."""
     assert place.part_size is not None
     driver = context.memory.driver(store.name)
-    fresh = await driver.begin(place.staging_key, upload.size, place.part_size, parts.metadata(upload, upload.digests))
+    about = await parts.metadata(context, upload, place.staging_key, upload.digests, upload.size)
+    fresh = await driver.begin(place.staging_key, upload.size, place.part_size, about)
     kept = await uploads.begun(context.db, upload.id, store.id, fresh)
     if kept != fresh:
         await deletions.schedule(context.db, store.id, place.staging_key, multipart_id=fresh, reason="begun twice")

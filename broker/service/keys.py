@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import orjson
@@ -22,6 +23,7 @@ from broker.catalog import keys
 from broker.catalog.keys import KeyRow
 from broker.catalog.transaction import transaction
 from broker.sign import rotation, token
+from broker.sign.record import Sealer
 from broker.sign.rotation import Life, Plan, Terms
 from broker.sign.token import Algorithm, SigningKey, TokenSigner
 
@@ -61,6 +63,11 @@ class Keyring:
 
     def __repr__(self) -> str:
         return f"Keyring({', '.join(self._keys)})"
+
+    @cached_property
+    def sealer(self) -> Sealer:
+        """Seals what is kept with objects; its key comes from the passphrase. Made by `load`, since that takes its time."""
+        return Sealer([self._passphrase])
 
     def published(self, now: float) -> KeySet:
         """The public halves of all keys that will sign, sign, or signed tokens that may still live."""
@@ -161,6 +168,7 @@ async def load(db: Any, passphrase: bytes, issuer: str, algorithm: Algorithm = "
     await keyring.change(lambda lives, now: rotation.complete(lives, now, algorithm))
     for kid in keyring.unreadable:
         raise WrongPassphrase(_wrong(kid))
+    await asyncio.to_thread(lambda: keyring.sealer)
     return keyring
 
 

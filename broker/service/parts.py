@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from broker import errors
-from broker.catalog import uploads
+from broker.catalog import recovery, uploads
 from broker.catalog.uploads import Destination, Upload
 from broker.model import Abilities, Digests, Handle, Store
 from broker.service.context import Context
 from broker.service.instants import instant
+from broker.sign.record import Record
 from broker.stores.base import Limits, PartWrite, Write
 
 MEBIBYTE = 1 << 20
@@ -92,20 +93,35 @@ def length_of(number: int, size: int | None, part_length: int) -> int:
     return min(rest, part_length)
 
 
-def metadata(upload: Upload, digests: Digests) -> dict[str, str]:
-    """What is kept with the object, so that a lost catalogue can be made from the stores again."""
-    return {"blob": str(upload.blob_id), **digests}
+async def metadata(context: Context, upload: Upload, key: str, digests: Digests, size: int | None) -> dict[str, str]:
+    """What is kept with the object at `key`, so that a lost catalogue can be made from the stores again (`broker.service.rebuild`).
+
+    `digests` and `size` are what is declared by now. Of a blob that others may have images of, too, only what is known counts.
+    """
+    known = await recovery.written_for(context.db, upload.blob_id, upload.image_id, upload.project)
+    if known.settled:
+        size, digests = known.size, known.digests
+    about = Record(key, upload.blob_id, upload.project, upload.purpose, size, digests, known.image, int(context.clock()))
+    return {"blob": str(upload.blob_id), **digests, **context.keys.sealer.seal(about)}
+
+
+def sealed_where_written(store: Store) -> bool:
+    """Whether an object that is written in one PUT stays under its key when it is sealed, with the metadata of the PUT."""
+    return store.abilities.refuses_overwrite
 
 
 async def sign_single(context: Context, upload: Upload, place: Destination, store: Store) -> Handle:
     """The URL of a single PUT. Raises `StoreUnavailable`."""
     now = context.clock()
+    about: Mapping[str, str] = {"blob": str(upload.blob_id), **upload.digests}
+    if sealed_where_written(store):
+        about = await metadata(context, upload, place.staging_key, upload.digests, upload.size)
     write = Write(
         key=place.staging_key,
         expires_at=min(now + context.policy.url_ttl_seconds, upload.expires_at),
         size=upload.size,
         digests=upload.digests,
-        metadata=metadata(upload, upload.digests),
+        metadata=about,
     )
     handle = context.memory.driver(store.name).sign_put(write, now)
     await uploads.signed(context.db, upload.id, store.id, max(write.expires_at, handle.expires_at))

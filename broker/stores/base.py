@@ -8,13 +8,13 @@ redirects, or answers something that is not its protocol; the text never holds a
 
 How bytes become a sealed object (invariant 14)::
 
-    single     sign_put(staging) → client PUTs → stat(staging) → seal(staging, final) → final key
+    single     sign_put(staging) → client PUTs → stat(staging) → seal(staging, final, …) → final key
     multipart  begin(staging) → sign_part(…) → client PUTs parts → parts(…) → finish(…) → final key
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -75,8 +75,11 @@ class Store(Protocol):
         """What the store says of `key`, by HEAD; ``None`` when it is not there. `digests` holds only what this store computes itself."""
         ...
 
-    async def seal(self, staging: str, final: str) -> str:
-        """Put the staged object where no signed write URL reaches it; its key: `final`, or `staging` when the store refuses overwriting."""
+    async def seal(self, staging: str, final: str, metadata: Mapping[str, str]) -> str:
+        """Put the staged object where no signed write URL reaches it; its key: `final`, or `staging` when the store refuses overwriting.
+
+        At `final` it has just `metadata`; at `staging` it keeps those that it was written with.
+        """
         ...
 
     async def delete(self, key: str) -> bool:
@@ -115,6 +118,19 @@ class SignsAlike(Protocol):
     @property
     def reads_by(self) -> int:
         """Which of its secrets `Store.sign_get` signs with now; a URL is worth no more once that has changed."""
+        ...
+
+
+@runtime_checkable
+class Lists(Protocol):
+    """A store that tells what it holds and what was kept with it, so that a lost catalogue can be made again."""
+
+    def objects(self) -> AsyncIterator[str]:
+        """The key of every object below the store's prefix, page by page. Raises `errors.StoreUnavailable` on the way."""
+        ...
+
+    async def recorded(self, key: str) -> Observation | None:
+        """As `Store.stat`, with all metadata, also those that the store keeps where a HEAD does not tell them."""
         ...
 
 

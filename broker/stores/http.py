@@ -17,7 +17,7 @@ from __future__ import annotations
 import base64
 import re
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -40,6 +40,9 @@ GIBIBYTE = 1 << 30
 
 _SUBJECT = "transfer"
 """Tokens name no person: whoever holds one may do just what it says."""
+
+_LISTING, _LISTING_SUBJECT = "/.broker/objects", "broker:list"
+"""Where ``broker-storeside`` lists what it holds, for tokens of this subject alone (`broker.storeside.listing`)."""
 
 _META = "x-broker-meta-"
 _OWN_SECONDS = 60.0
@@ -149,9 +152,10 @@ class HttpStore:
         digest: str | None = None,
         upload: str | None = None,
         offset: int | None = None,
+        subject: str = _SUBJECT,
     ) -> str:
         token = TransferToken(
-            self._signer.issuer, self._audience, _SUBJECT, method, path, expires_at, now, secrets.token_urlsafe(12),
+            self._signer.issuer, self._audience, subject, method, path, expires_at, now, secrets.token_urlsafe(12),
             length, digest, upload, offset,
         )  # fmt: skip
         try:
@@ -174,12 +178,43 @@ class HttpStore:
         metadata = {name.lower()[len(_META) :]: value for name, value in answer.headers.items() if name.lower().startswith(_META)}
         return Observation(size, clock(), "broker", seen, etag=answer.headers.get("ETag"), metadata=metadata)
 
-    async def seal(self, staging: str, final: str) -> str:
+    async def seal(self, staging: str, final: str, metadata: Mapping[str, str]) -> str:
         return staging
 
     async def delete(self, key: str) -> bool:
         answer = await self._ask("DELETE", key, expect=(200, 204, 404), repeatable=True)
         return answer.status != 404
+
+    # --- listing ---
+
+    async def objects(self) -> AsyncIterator[str]:
+        """As `base.Lists` says, where ``broker-storeside`` is behind it. Raises `StoreUnavailable` when it lists nothing: a web server."""
+        folder, after = f"{self._own.base}/{self._prefix}", ""
+        while True:
+            now = clock()
+            token = self._token("GET", _LISTING, now + _OWN_SECONDS, now, subject=_LISTING_SUBJECT)
+            headers = {"Authorization": f"Bearer {token}"} | ({"X-Broker-After": quote(after)} if after else {})
+            answer = await self._exchange.ask(
+                "GET", f"{self._own.origin}{_LISTING}", headers, expect=(200, 400, 404), seconds=LONG_SECONDS, repeatable=True
+            )
+            if answer.status != 200:
+                raise StoreUnavailable(f"store {self._name} lists nothing: only broker-storeside can")
+            try:
+                page = orjson.loads(answer.body)
+                paths, more = [str(path) for path in page["objects"]], bool(page["more"])
+            except (orjson.JSONDecodeError, KeyError, TypeError):
+                raise self._exchange.nonsense("no listing") from None
+            for path in paths:
+                if path.startswith(folder):
+                    yield path[len(folder) :]
+            if not more:
+                return
+            if not paths or paths[-1] == after:
+                raise self._exchange.nonsense("a listing without end")
+            after = paths[-1]
+
+    async def recorded(self, key: str) -> Observation | None:
+        return await self.stat(key)
 
     # --- multipart ---
 

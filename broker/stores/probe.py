@@ -306,7 +306,7 @@ class _Probe:
         staging, final, content = self._key("staged"), self._key("sealed"), secrets.token_bytes(100)
         handle = self._put_handle(staging, _NOTHING, len(content))
         await self.visitor.send(handle, content)
-        place = await self._as(_NOTHING).seal(staging, final)
+        place = await self._as(_NOTHING).seal(staging, final, {})
         if place != final:
             self._found("copies", False, "sealing moves nothing here")
             return

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from typing import ClassVar, Self
@@ -28,6 +29,7 @@ import aiohttp
 from broker import model
 from broker.errors import Conflict, Gone, Invalid, NotFound, NotUploaded, StoreUnavailable
 from broker.model import NO_HEADERS, Abilities, Digests, Handle, Observation, PartSeen
+from broker.sign.record import pieces
 from broker.sign.sigv4 import MAX_EXPIRES_SECONDS, Presigner, S3Credential, S3Signer
 from broker.stores import s3_documents as documents
 from broker.stores.base import Limits, PartWrite, Write
@@ -39,6 +41,7 @@ GIBIBYTE = 1 << 30
 
 _CONTENT_TYPE = "application/octet-stream"
 _PARTS_PAGE = 1000
+_OBJECTS_PAGE = 1000
 
 
 class S3Store:
@@ -147,10 +150,10 @@ class S3Store:
             seen = {}
         return Observation(size, clock(), "broker", seen, etag=etag, metadata=_metadata_of(answer.headers))
 
-    async def seal(self, staging: str, final: str) -> str:
+    async def seal(self, staging: str, final: str, metadata: Mapping[str, str]) -> str:
         if self._abilities.refuses_overwrite:
             return staging
-        if not await self._copy(staging, final):
+        if not await self._copy(staging, final, metadata):
             # Sealed by an earlier call whose answer got lost, or never uploaded.
             if await self.stat(final) is None:
                 raise NotUploaded("the object to seal is not there")
@@ -158,9 +161,14 @@ class S3Store:
         await self._ask("DELETE", staging, expect=(200, 204, 404), repeatable=True)
         return final
 
-    async def _copy(self, source: str, target: str) -> bool:
+    async def _copy(self, source: str, target: str, metadata: Mapping[str, str]) -> bool:
         """Copy at the store, whole (5 GiB at most); ``False`` when there is no `source`."""
-        headers = {"x-amz-copy-source": quote(f"/{self._bucket}/{self._prefix}{source}", safe="/~")}
+        headers = {
+            "x-amz-copy-source": quote(f"/{self._bucket}/{self._prefix}{source}", safe="/~"),
+            "x-amz-metadata-directive": "REPLACE",
+            "Content-Type": _CONTENT_TYPE,
+            **_metadata_headers(metadata),
+        }
         answer = await self._ask("PUT", target, headers=headers, expect=(200, 404), seconds=LONG_SECONDS, repeatable=True)
         if answer.status == 404:
             return False
@@ -214,10 +222,12 @@ class S3Store:
     async def finish(self, key: str, upload: str, parts: Sequence[PartSeen], metadata: Mapping[str, str]) -> str:
         """As the Protocol says; sealed where the store was seen to seal parts (`Abilities.seals_parts`).
 
-        `metadata` was given when the upload began; S3 takes none here. Raises `NotUploaded` when the store lacks a part or
-        has another than named, `Gone` when it knows neither upload nor object, `Conflict` when another object lies at `key`.
+        Metadata are given when an upload begins; S3 takes none here. What was not known then, the digests, is kept as tags where the
+        store has some. Raises `NotUploaded` when the store lacks a part or has another than named, `Gone` when it knows neither upload
+        nor object, `Conflict` when another object lies at `key`.
         """
         if await self._join(key, upload, parts):
+            await self._tag(key, pieces(metadata))
             return key
         # Joined by an earlier call whose answer got lost: then the object is there, made of just these parts.
         found = await self.stat(key)
@@ -225,7 +235,50 @@ class S3Store:
             raise Gone("the store knows neither the upload nor its object")
         if not _made_of(found, parts):
             raise Conflict("another object lies where this upload should be")
+        await self._tag(key, pieces(metadata))
         return key
+
+    async def _tag(self, key: str, tags: Mapping[str, str]) -> None:
+        """Keep `tags` with the object. Not every store and not every credential can; the object is as good without them."""
+        if tags:
+            body = documents.tagging(tags)
+            with suppress(StoreUnavailable):
+                md5 = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+                headers = {"Content-Type": "application/xml", "Content-MD5": md5}
+                await self._ask("PUT", key, query={"tagging": ""}, headers=headers, body=body, expect=(200, 204), repeatable=True)
+
+    async def recorded(self, key: str) -> Observation | None:
+        """As `base.Lists` says; what a multipart object is tagged with comes before what its upload began with."""
+        found = await self.stat(key)
+        if found is None or "-" not in (found.etag or ""):
+            return found
+        with suppress(StoreUnavailable, documents.BadDocument):
+            answer = await self._ask("GET", key, query={"tagging": ""}, expect=(200,), repeatable=True)
+            tags = pieces(documents.tags(answer.body))
+            if tags:
+                rest = {name: value for name, value in found.metadata.items() if name not in pieces(found.metadata)}
+                return replace(found, metadata={**rest, **tags})
+        return found
+
+    async def objects(self) -> AsyncIterator[str]:
+        """As `base.Lists` says, by ListObjectsV2."""
+        query = {"list-type": "2", "max-keys": str(_OBJECTS_PAGE), "encoding-type": "url", "prefix": self._prefix}
+        while True:
+            signed = self._own.authorize("GET", "", now=clock(), query=query)
+            answer = await self._exchange.ask("GET", self._own.url("", query), signed, expect=(200,), repeatable=True)
+            try:
+                page = documents.objects_page(answer.body)
+            except documents.BadDocument as error:
+                raise self._exchange.nonsense(str(error)) from None
+            for name in page.keys:
+                if not name.startswith(self._prefix):
+                    raise self._exchange.nonsense("a listing of other names")
+                yield name[len(self._prefix) :]
+            if page.next is None:
+                return
+            if page.next == query.get("continuation-token"):
+                raise self._exchange.nonsense("a listing without end")
+            query["continuation-token"] = page.next
 
     async def _join(self, key: str, upload: str, parts: Sequence[PartSeen]) -> bool:
         """CompleteMultipartUpload; ``False`` when the upload is gone or an object lies at `key` already."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote_plus
 from xml.etree.ElementTree import Element, ParseError, SubElement, TreeBuilder, XMLParser, tostring
 
 from broker.model import PartSeen
@@ -27,6 +28,14 @@ class PartsPage:
 
     parts: tuple[PartSeen, ...]
     last: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectsPage:
+    """One page of a bucket's objects; `next` is the token to go on with, ``None`` on the last page."""
+
+    keys: tuple[str, ...]
+    next: str | None
 
 
 class _NoDoctype(TreeBuilder):
@@ -75,6 +84,35 @@ def open_uploads(body: bytes, key: str) -> list[str]:
     """The ids of the uploads at just `key` in a ListMultipartUploadsResult; others may begin with it."""
     found = parse(body, "ListMultipartUploadsResult").iterfind("{*}Upload")
     return [_text(element, "UploadId") for element in found if _text(element, "Key") == key]
+
+
+def objects_page(body: bytes) -> ObjectsPage:
+    """One page of a ListBucketResult (ListObjectsV2 with ``encoding-type=url``)."""
+    root = parse(body, "ListBucketResult")
+    encoded = root.findtext("{*}EncodingType") == "url"
+    keys = (_text(element, "Key") for element in root.iterfind("{*}Contents"))
+    truncated = root.findtext("{*}IsTruncated", "false") == "true"
+    return ObjectsPage(
+        tuple(unquote_plus(key) if encoded else key for key in keys), _text(root, "NextContinuationToken") if truncated else None
+    )
+
+
+def tagging(tags: Mapping[str, str]) -> bytes:
+    """The body of PutObjectTagging."""
+    root = Element("Tagging", xmlns="http://s3.amazonaws.com/doc/2006-03-01/")
+    listed = SubElement(root, "TagSet")
+    for name, value in tags.items():
+        element = SubElement(listed, "Tag")
+        SubElement(element, "Key").text = name
+        SubElement(element, "Value").text = value
+    document: bytes = tostring(root, encoding="utf-8", xml_declaration=True)
+    return document
+
+
+def tags(body: bytes) -> dict[str, str]:
+    """The tags in a Tagging document."""
+    found = parse(body, "Tagging").iterfind("{*}TagSet/{*}Tag")
+    return {_text(element, "Key"): element.findtext("{*}Value", "") for element in found}
 
 
 def md5_of_etag(etag: str | None) -> str | None:

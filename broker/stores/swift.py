@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
@@ -136,7 +136,7 @@ class SwiftStore:
             raise self._exchange.nonsense("a segment without size or hash")
         return PartSeen(number, size, {"md5": md5} if "md5" in self._abilities.observes_parts else {}, md5)
 
-    async def seal(self, staging: str, final: str) -> str:
+    async def seal(self, staging: str, final: str, metadata: Mapping[str, str]) -> str:
         source = await self._head(self._container, self._prefix + staging)
         if source is None:
             # Sealed by an earlier call whose answer got lost, or never uploaded.
@@ -144,7 +144,7 @@ class SwiftStore:
                 raise NotUploaded("the object to seal is not there")
             return final
         places = ((self._container, self._prefix + staging), (self._container, self._prefix + final))
-        await self._copy(*places, etag=_md5(source, self._exchange), metadata=_metadata_of(source))
+        await self._copy(*places, etag=_md5(source, self._exchange), metadata=metadata)
         await self._ask("DELETE", self._container, self._prefix + staging, expect=(204, 404), repeatable=True)
         return final
 
@@ -245,6 +245,24 @@ class SwiftStore:
         """As the Protocol says: deletes the staged segments. A part URL that still lives can make new ones; call again after its end."""
         for part in await self.parts(key, upload):
             await self._ask("DELETE", self._segments, f"{_staging(upload)}{part.number:08d}", expect=(204, 404), repeatable=True)
+
+    async def objects(self) -> AsyncIterator[str]:
+        marker = ""
+        while True:
+            query = {"format": "json", "limit": str(_LISTING_PAGE), "prefix": self._prefix, "marker": marker}
+            answer = await self._ask("GET", self._container, "", query=query, expect=(200, 204), repeatable=True)
+            page = self._list_in(answer) if answer.body else []
+            for item in page:
+                name = item.get("name")
+                if not isinstance(name, str) or not name.startswith(self._prefix) or name <= marker:
+                    raise self._exchange.nonsense("a listing of other names")
+                marker = name
+                yield name[len(self._prefix) :]
+            if not page:
+                return
+
+    async def recorded(self, key: str) -> Observation | None:
+        return await self.stat(key)
 
     async def clock_skew(self) -> float:
         """As the Protocol says, from a HEAD on the container. Raises `NotFound` when it, or that for segments, does not exist."""

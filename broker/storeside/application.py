@@ -12,6 +12,7 @@ GET     … upl         ``{"parts": [{"offset", "length", "sha256", "md5"}]}``
 POST    … upl         body ``{"parts": [{"offset", "length", "sha256"?, "md5"?}], "metadata"?: {}}``: makes the object (200), again with
                       the same answer. Answers after reading the object once: about a second per gigabyte
 DELETE  … upl         gives the upload up (204)
+GET     sub …:list    ``/.broker/objects``: the objects' paths (`broker.storeside.listing`)
 GET     none          ``/healthz``
 ======  ============  ========================================================================================================
 
@@ -34,12 +35,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from io import FileIO
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import orjson
 from aiohttp import web
 
 from broker.claims import TransferToken
 from broker.model import DIGEST_HEX_LENGTH, MAX_BLOB_SIZE
+from broker.storeside import listing
 from broker.storeside.conditional import Conditions, http_date
 from broker.storeside.counted import Counted
 from broker.storeside.disk import MAX_METADATA_BYTES, Found, Record, Tree
@@ -130,6 +133,8 @@ class Application:
             return plain(200, b"ok\n", {"Content-Type": "text/plain"})
         grant = await self._gate.admit(request.method, path, query, request.headers)
         with self._per_token.entered(grant.token):
+            if path == listing.PATH:
+                return await self._list(request, grant)
             if grant.token.upload is not None:
                 return await self._on_upload(request, grant, grant.token.upload)
             if request.method == "PUT":
@@ -139,6 +144,13 @@ class Application:
             return await self._get(request, path)
 
     # --- objects ---
+
+    async def _list(self, request: web.BaseRequest, grant: Grant) -> web.StreamResponse:
+        if request.method != "GET" or grant.token.subject != listing.SUBJECT or grant.token.upload is not None:
+            raise Refused(404, "no such object")
+        after = unquote(request.headers.get(listing.AFTER, ""))
+        paths, more = await asyncio.to_thread(listing.page, self._tree.root, after)
+        return _json({"objects": paths, "more": more})
 
     async def _get(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         conditions = Conditions(request.headers)

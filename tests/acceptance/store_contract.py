@@ -74,8 +74,8 @@ async def check_single(session: aiohttp.ClientSession, store: Store, digests: Se
     assert seen.size == len(content)
     assert seen.digests == {name: right[name] for name in digests}
 
-    key = await store.seal(staging, final)
-    assert await store.seal(staging, final) == key
+    key = await store.seal(staging, final, {"blob": "b-1"})
+    assert await store.seal(staging, final, {"blob": "b-1"}) == key
     # A dishonest uploader goes on with what it holds, the second time by a URL that binds nothing of the content.
     for replayed in (handle, loose):
         await send(session, replayed, b"x" * len(content))
@@ -220,4 +220,4 @@ async def check_swapped_part(session: aiohttp.ClientSession, store: Store) -> No
 async def check_missing(store: Store) -> None:
     """What was never uploaded can be neither sealed nor joined."""
     with pytest.raises(NotUploaded):
-        await store.seal(fresh_key(), fresh_key())
+        await store.seal(fresh_key(), fresh_key(), {})

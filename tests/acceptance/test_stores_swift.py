@@ -101,7 +101,7 @@ async def test_an_uploader_cannot_make_the_sealed_copy_expire(
     handle = store.sign_put(Write(staging, now + 60, 4), now)
     status, _ = await contract.send(http_session, handle, b"mine", headers={"X-Delete-After": "3600", "Content-Type": "text/html"})
     assert status == 201
-    await store.seal(staging, final)
+    await store.seal(staging, final, {})
     answer = await store._ask("HEAD", "images", final, expect=(200,))
     assert "X-Delete-At" not in answer.headers
     assert answer.headers["Content-Type"] == "application/octet-stream"

@@ -37,7 +37,7 @@ async def overwritten(target: Target, tries: Tries) -> None:
         content = secrets.token_bytes(600)
         put, loose = target.put(staging, content), target.put(staging, content, bound=False)
         tries.control((await target.fire(put)).ok, "the honest PUT")
-        key = await target.store.seal(staging, final)
+        key = await target.store.seal(staging, final, {})
         tries.control(await target.truth(key) == content, "what was sealed")
         binding = ("if-none-match", "content-md5", "x-amz-checksum-sha256", "etag")
         other = secrets.token_bytes(600)
@@ -66,7 +66,7 @@ async def swapped(target: Target, tries: Tries) -> None:
     tries.control((await target.fire(loose)).ok, "the honest PUT")
     seen = await target.store.stat(staging)
     await target.fire(loose.by("PUT", other))
-    key = await target.store.seal(staging, final)
+    key = await target.store.seal(staging, final, {})
     sealed = await target.store.stat(key)
     # The commit looks again after sealing, so what matters is that a change can be seen.
     unseen = (
@@ -223,7 +223,7 @@ async def says_more(target: Target, tries: Tries) -> None:
         seen = await target.store.stat(staging) if reply.ok else None
         # Without a digest that the store tells, no commit accepts it.
         if seen is not None and seen.digests:
-            key = await target.store.seal(staging, final)
+            key = await target.store.seal(staging, final, {})
             sealed = target.get(key)
             get = await target.fire(sealed)
             told = {header.lower(): text for header, text in get.headers}

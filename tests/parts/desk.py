@@ -23,6 +23,7 @@ from broker.catalog import leases, reports, sites, stores
 from broker.catalog.coalesce import Coalescer
 from broker.model import Abilities, Client, Handle, Observation, PartSeen, Principal, Role, Store
 from broker.service.context import Context, Policy
+from broker.service.keys import Keyring
 from broker.service.memory import Memory
 from broker.sign.token import TokenSigner, generate_key
 from broker.stores.base import Limits, PartWrite, Write
@@ -95,7 +96,7 @@ class FakeStore:
         await self._enter("stat")
         return self._seen(self.objects[key]) if key in self.objects else None
 
-    async def seal(self, staging: str, final: str) -> str:
+    async def seal(self, staging: str, final: str, metadata: Mapping[str, str]) -> str:
         await self._enter("seal")
         if staging not in self.objects:
             raise errors.NotUploaded("nothing to seal")
@@ -161,7 +162,7 @@ class Desk:
             grants=Coalescer(self.pool, leases.grant, "grant", counts),
             reports=Coalescer(self.pool, partial(reports.record, half_life_seconds=600.0), "report", counts),
             memory=memory,
-            keys=None,  # type: ignore[arg-type]
+            keys=Keyring(self.pool, b"passphrase", "http://broker.test"),
             policy=Policy(**policy),
             metrics=counts,
             clock=time.time,
