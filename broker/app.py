@@ -36,6 +36,7 @@ from broker.privileges import Opened
 from broker.service import jobs, keys
 from broker.service.context import Context, Policy
 from broker.service.memory import Memory
+from broker.service.status import Overviews
 from broker.sign.rotation import Terms
 from broker.stores import base, exchange, probe, reach, registry
 from broker.web import connections
@@ -47,6 +48,8 @@ from broker.web.keystone_tokens import KeystoneTokens
 from broker.web.listeners import STOP_SECONDS, listening
 from broker.web.refusals import Rate, Refusals
 from broker.web.routes import Api, ApiServer, Router
+from broker.web.status.pages import Pages
+from broker.web.status.session import Sessions
 from broker.web.tls import Certificate
 
 START_SECONDS = 10.0
@@ -142,8 +145,9 @@ async def running(
             refusals = Refusals(counted, Rate(settings.auth.refusals_per_minute, settings.auth.refusals_per_minute / 60))
             bounds = connections.Bounds(connections.allow_files(settings.http.max_connections), settings.http.max_connections_per_address)
             answering = Api(
-                context, router, authenticator, finder, refusals, body_limit_bytes=settings.http.body_limit_bytes, keystone=keystone
-            )
+                context, router, authenticator, finder, refusals, body_limit_bytes=settings.http.body_limit_bytes, keystone=keystone,
+                pages=_pages(context, settings),
+            )  # fmt: skip
             server = ApiServer(answering, connections.Gate(bounds, counted, finder.is_trusted))
             if certificate is not None:
                 stack.push_async_callback(_end, [asyncio.create_task(certificate.watch())])
@@ -187,6 +191,12 @@ def _opener(
             raise errors.StoreUnavailable(error.detail) from None
 
     return open_store
+
+
+def _pages(context: Context, settings: Settings) -> Pages:
+    url = settings.http.public_url
+    sessions = Sessions(context.keys, settings.auth.audience, context.clock, secure=url.startswith("https://"))
+    return Pages(Overviews(context), sessions, public_url=url, keystone=settings.auth.keystone is not None)
 
 
 def build_policy(numbers: config.PolicyNumbers) -> Policy:

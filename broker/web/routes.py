@@ -39,6 +39,8 @@ from broker.web.connections import Connection, Gate
 from broker.web.keystone_tokens import AUTH_TOKEN_HEADER, SERVICE_TOKEN_HEADER, KeystoneTokens
 from broker.web.refusals import Refusals
 from broker.web.reply import Reply
+from broker.web.status.pages import PATH as PAGES
+from broker.web.status.pages import Pages, is_for_browsers
 from broker.web.validate import BodyCheck, ParameterCheck
 
 Handler = Callable[[Call], Awaitable[Answer]]
@@ -133,8 +135,10 @@ class Api:
         *,
         body_limit_bytes: int,
         keystone: KeystoneTokens | None = None,
+        pages: Pages | None = None,
     ) -> None:
         self._context = context
+        self._pages = pages
         self._router = router
         self._authenticator = authenticator
         self._keystone = keystone
@@ -154,13 +158,18 @@ class Api:
             traceparent = None
         request_id = f"{self._prefix}-{next(self._ids):x}"
         current_request.set(RequestContext(request_id, traceparent))
-        route: Route | None = None
+        operation = ""
         close = False
         try:
             target = request.raw_path
             path, _, query = target.partition("?")
-            route, parameters = self._router.find(path if path.startswith("/") else request.rel_url.raw_path, request.method)
-            answer = await self._answer(request, route, parameters, query)
+            if path == PAGES and self._pages is not None and is_for_browsers(request):
+                operation = "getStatusPage"
+                answer = await self._pages.answer(request, self._identify, self._payload)
+            else:
+                route, parameters = self._router.find(path if path.startswith("/") else request.rel_url.raw_path, request.method)
+                operation = route.id
+                answer = await self._answer(request, route, parameters, query)
             status = answer.status
             body = answer.body if isinstance(answer.body, bytes) or answer.body is None else orjson.dumps(answer.body)
             headers: MutableMapping[str, str] = {"Content-Type": _JSON} if body is not None else {}
@@ -181,14 +190,13 @@ class Api:
         if traceparent is not None:
             headers["traceparent"] = traceparent
         metrics = self._context.metrics
-        operation = route.id if route is not None else ""
         metrics.http_requests.inc(operation, str(status))
         metrics.http_seconds.observe(perf_counter() - began, operation)
         return Reply(status, headers, body, close=close)
 
     async def _answer(self, request: web.BaseRequest, route: Route, path: dict[str, str], query: str) -> Answer:
         headers = request.headers
-        client = await self._client(request) if route.secured else None
+        client = await self._identify(headers, request.remote or "") if route.secured else None
         if route.roles and (client is None or client.principal.role not in route.roles):
             raise errors.Forbidden()
         call = Call(self._context, route.id, _client=client)
@@ -204,9 +212,9 @@ class Api:
             raise errors.Malformed("This operation takes no body.")
         return await route.handler(call)
 
-    async def _client(self, request: web.BaseRequest) -> Client:
-        headers = request.headers
-        peer, forwarded = request.remote or "", headers.getall(_FORWARDED, ())
+    async def _identify(self, headers: CIMultiDictProxy[str], peer: str) -> Client:
+        """Who asks with these header fields from the socket's address `peer`. Raises what `_from_keystone` and `_checked` raise."""
+        forwarded = headers.getall(_FORWARDED, ())
         if _AUTH_TOKEN in headers:
             principal = await self._from_keystone(headers, peer, forwarded)
         else:
