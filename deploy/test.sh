@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 need memcached /usr/bin/memcached             # tokens of Swift's tempauth
 need qemu-utils /usr/bin/qemu-img             # real disk images
 need prometheus /usr/bin/promtool             # checks metrics and rules
+need chromium /usr/bin/chromium               # reads the status page
 need wrk /usr/bin/wrk                         # load for the benchmarks
 need aria2 /usr/bin/aria2c                    # another client
 need nginx /usr/sbin/nginx                     # verifying fronts, and the files behind them
