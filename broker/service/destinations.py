@@ -137,13 +137,15 @@ async def take(context: Context, id: UUID, store: Store) -> tuple[Upload, Destin
         leased = await lease(context, id, store, await _seconds(context, id, store))
         if not leased:
             raise await _full(context, store)
-        upload, place = await _current(context, id, store)
+        upload, place = await _current(context, id, store, lock=True)  # outside of a transaction: waits for whoever is about to change it
+        if place.state != "active":  # the same request, sent twice at once: the other one found no lease a moment ago, and let it rest
+            raise await _full(context, store)
         if place.part_size is not None and place.multipart_id is None:
             await _begin(context, upload, place, store)
             upload, place = await _current(context, id, store)
     except errors.BrokerError as error:
-        if first and not isinstance(error, errors.Unavailable):
-            await _rest(context, id, store)
+        if (first or leased) and not isinstance(error, errors.Unavailable):
+            await _rest(context, id, store, leased)
         raise
     return upload, place
 
@@ -162,13 +164,18 @@ async def _reserve(context: Context, id: UUID, store: Store) -> bool:
     return True
 
 
-async def _rest(context: Context, id: UUID, store: Store) -> None:
-    """Let go of a place that could not be taken as a whole."""
+async def _rest(context: Context, id: UUID, store: Store, leased: bool) -> None:
+    """Let go of a place that could not be taken as a whole. `leased` is whether a lease was got for it; if not, but there is one, then
+    the same request was sent twice at once, and the other one has it."""
     async with transaction(context.db) as connection:
         upload = await uploads.get(connection, id, lock=True)
-        if upload is not None and upload.state is UploadState.OPEN:
-            await uploads.rest(connection, upload, store.id, fresh_key(upload.blob_id))
-    await leases.release(context.db, [(id, store.id)])
+        if upload is None or upload.state is not UploadState.OPEN:
+            return
+        if not leased and any(lease.store_id == store.id for lease in await leases.held(connection, id)):
+            return
+        await uploads.rest(connection, upload, store.id, fresh_key(upload.blob_id))
+    if leased:
+        await leases.release(context.db, [(id, store.id)])
 
 
 async def lease(context: Context, id: UUID, store: Store, seconds: float) -> bool:
@@ -222,8 +229,8 @@ async def _begin(context: Context, upload: Upload, place: Destination, store: St
         await deletions.schedule(context.db, store.id, place.staging_key, multipart_id=fresh, reason="begun twice")
 
 
-async def _current(context: Context, id: UUID, store: Store) -> tuple[Upload, Destination]:
-    upload = open_(await uploads.get(context.db, id))
+async def _current(context: Context, id: UUID, store: Store, *, lock: bool = False) -> tuple[Upload, Destination]:
+    upload = open_(await uploads.get(context.db, id, lock=lock))
     place = upload.destination(store.id)
     if place is None:
         raise errors.Invalid("The ticket names no such store.", field="store", expected="a store of the ticket's destinations")

@@ -46,10 +46,16 @@ async def upload(context: Context, client: Client, request: Mapping[str, Any], t
             if await uploads.get(context.db, id) is None:
                 raise
             # The same request came twice at once, and the other one wrote it.
-    mine = await own_to_write(context, client, id)
-    if mine.state is UploadState.OPEN and not mine.expired:
-        await _take_one(context, client, mine, excluded)
-        mine = await own(context, client, id)
+    try:
+        mine = await own_to_write(context, client, id)
+        if mine.state is UploadState.OPEN and not mine.expired:
+            if not mine.destinations:
+                raise errors.NotFound("No such ticket.")
+            await _take_one(context, client, mine, excluded)
+            mine = await own(context, client, id)
+    except (errors.NotFound, errors.Invalid):  # again twice at once, and the other one has found no place for it
+        wait = context.policy.admit.min_retry_seconds
+        raise errors.Busy("No store can take the upload now.", retry_after=wait, extra={"excluded": excluded}) from None
     await _record(context, client, mine)
     context.metrics.ticket("upload", "granted" if mine.destinations else "known", _first_store(context, mine))
     return await _answer(context, mine, excluded, most=request.get("count", 1))

@@ -1,6 +1,6 @@
 """The invariants of the design, held against two real brokers and real stores over HTTP. Each test names its own.
 
-Others are held elsewhere: 1 in test_bytes.py, 3 in test_slots.py, 4 in test_commits_at_bad_stores.py, 11 in test_kill.py, 13 in
+Others are held elsewhere: 1 in test_bytes.py, 3 in tests/storms, 4 in test_commits_at_bad_stores.py, 11 in test_kill.py, 13 in
 test_secrets.py, 12 in tests/catalog/test_migrations.py, 14 in test_uploads.py.
 """
 

@@ -82,10 +82,11 @@ def brokers_on(database: str, place: Path, count: int, *, settings: str = "") ->
     with contextlib.ExitStack() as stack:
         started = [stack.enter_context(serve(database, place, settings=settings, port=port, public_url=issuer)) for port in ports]
         parsed = config.load(started[0].config)
-        yield Brokers(tuple(started), asyncio.run(_keyring(database, parsed)), issuer, parsed.credentials_dir)
+        yield Brokers(tuple(started), asyncio.run(keyring_of(database, parsed)), issuer, parsed.credentials_dir)
 
 
-async def _keyring(database: str, settings: config.Settings) -> Keyring:
+async def keyring_of(database: str, settings: config.Settings) -> Keyring:
+    """The keys that brokers with these settings sign with."""
     pool = await connect.connect(database, min_size=1, max_size=1)
     try:
         return await keys.load(pool, app.passphrase(settings.keys.passphrase_file), settings.http.public_url)

@@ -66,11 +66,12 @@ def start(
     host: str = "127.0.0.1",
     prefix: Sequence[str] = (),
     options: Sequence[str] = (),
+    module: str = "broker.storeside.server",
 ) -> Iterator[StoresidePart]:
     """Run the server on `root` (by default in `directory`, which also takes its key set and log) until the block ends.
 
     With `keys` (a URL or file) the server takes its keys from there and `signer` signs; else a fresh key is made.
-    `prefix` is what runs the server: ``ip netns exec NAME``. `options` are given to it as well.
+    `prefix` is what runs the server: ``ip netns exec NAME``. `options` are given to it as well; `module` is what has its ``main``.
     """
     root = root or directory / "root"
     root.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ def start(
     url = f"http://{host}:{port}"
     metrics_url = f"http://{host}:{metrics}"
     log = directory / "storeside.log"
-    arguments = [*prefix, sys.executable, "-m", "broker.storeside.server", "--root", str(root), "--listen", f"{host}:{port}"]
+    arguments = [*prefix, sys.executable, "-m", module, "--root", str(root), "--listen", f"{host}:{port}"]
     arguments += ["--audience", audience, "--issuer", signer.issuer, "--jwks", keys, "--refresh", "1"]
     arguments += ["--metrics", f"{host}:{metrics}", *options]
     with running(arguments, log=log, ready=lambda: answers(f"{metrics_url}/metrics")) as process:

@@ -1,0 +1,22 @@
+"""``python -m tests.storms NAME [OPTIONS]``: JSON lines with what was seen, then a line for people; exits 1 when a promise was broken.
+
+``leases`` proves invariant 3: four brokers on one PostgreSQL, two of which are killed or stopped at any time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = ("leases",)
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
+        sys.exit(f"usage: python -m tests.storms {{{'|'.join(NAMES)}}} [--help]")
+    name = sys.argv.pop(1)
+    importlib.import_module(f"tests.storms.{name}").main()
+
+
+if __name__ == "__main__":
+    main()
