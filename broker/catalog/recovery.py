@@ -83,14 +83,14 @@ async def known(db: Any, store_id: int) -> dict[str, Known]:
     return {row["key"]: Known(row["id"], row["key"], ReplicaState(row["state"]), row["version"]) for row in rows}
 
 
-async def busy(db: Any, store_id: int) -> set[str]:
-    """The keys on a store that an upload under way writes to, or that are about to be deleted."""
+async def busy(db: Any, store_id: int, *, uploads: bool) -> set[str]:
+    """The keys on a store that are about to be deleted, and with `uploads` those that an upload under way writes to."""
     with reachable():
         rows = await db.fetch(
             "SELECT key FROM deletions WHERE store_id = $1 AND multipart_id IS NULL"
             " UNION SELECT unnest(array[d.staging_key, d.final_key] || d.sealed_keys) FROM destinations d"
-            " JOIN uploads u ON u.id = d.upload_id WHERE d.store_id = $1 AND u.state IN ('open', 'committing')",
-            store_id,
+            " JOIN uploads u ON u.id = d.upload_id WHERE $2 AND d.store_id = $1 AND u.state IN ('open', 'committing')",
+            store_id, uploads,
         )  # fmt: skip
     return {row["key"] for row in rows}
 

@@ -129,6 +129,15 @@ async def insert(connection: Any, replica: Replica, store_id: int, subject: str)
         return _record(await connection.fetchrow(_SELECT + "WHERE r.id = $1", replica.id))
 
 
+async def good_at(connection: Any, store_id: int, key: str, blob: UUID) -> UUID | None:
+    """The active replica of `blob` at this location."""
+    with reachable():
+        id: UUID | None = await connection.fetchval(
+            "SELECT id FROM replicas WHERE store_id = $1 AND key = $2 AND blob_id = $3 AND state = 'active'", store_id, key, blob
+        )
+    return id
+
+
 async def change(
     connection: Any,
     id: UUID,

@@ -25,6 +25,7 @@ COMMANDS = {
     "token": "Make bearer tokens for this broker.",
     "serve": "Run the broker.",
     "migrate": "Bring the database's schema up to date.",
+    "check": "Compare the catalogue's counts with its rows.",
     "rebuild": "Make a lost catalogue again from the stores.",
 }
 """Name to summary. Command NAME is ``command`` in `broker.cli.NAME`."""

@@ -32,6 +32,7 @@ _COLUMNS = ("listed", "known", "busy", "foreign", "forged", "recovered", "corrup
 @dataclass(frozen=True, slots=True)
 class _Asked:
     apply: bool
+    restored: bool
     as_json: bool
     only: tuple[str, ...]
     passphrases: tuple[Path, ...]
@@ -41,6 +42,7 @@ class _Asked:
 @click.command()
 @config_option
 @click.option("--apply", is_flag=True, help="Write it. Without this nothing is changed anywhere.")
+@click.option("--restored", is_flag=True, help="After a restore, before any broker starts: what uploads under way then have written since.")
 @click.option("--store", "only", metavar="NAME", multiple=True, help="Only this store (again for more). By default all.")
 @click.option(
     "--old-passphrase-file",
@@ -55,6 +57,7 @@ class _Asked:
 def command(
     config_file: Path | None,
     apply: bool,
+    restored: bool,
     only: tuple[str, ...],
     passphrases: tuple[Path, ...],
     recorded_visibility: bool,
@@ -67,7 +70,7 @@ def command(
     records, looks at the bytes' digests as the stores tell them, and shows what it would do; with --apply it does that. It may
     run beside brokers, and again: what is there stays. Ends with 1 when a store could not be read.
     """
-    asked = _Asked(apply, as_json, only, passphrases, Wanted(recorded_visibility, deactivated))
+    asked = _Asked(apply, restored, as_json, only, passphrases, Wanted(recorded_visibility, deactivated))
     settings = load(config_file)
     log.configure("error", settings.log.format)
     try:
@@ -89,7 +92,7 @@ async def _rebuild(settings: config.Settings, asked: _Asked) -> tuple[Survey, Do
     async with app.workshop(settings) as shop:
         chosen = _chosen(await stores.load(shop.db), asked.only)
         async with _telling(chosen, quiet=asked.as_json) as tell:
-            seen = await rebuild.survey(shop.db, chosen, shop.open_store, sealer, tell)
+            seen = await rebuild.survey(shop.db, chosen, shop.open_store, sealer, tell, restored=asked.restored)
         planned = await rebuild.decide(shop.db, seen, shop.policy.verify)
         done = await rebuild.carry_out(shop.db, planned, seen, chosen, asked.wanted, apply=asked.apply)
     return seen, done

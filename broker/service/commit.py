@@ -290,21 +290,28 @@ async def _settle(context: Context, claim: Claim, sealed: Sealed) -> errors.Brok
             return refused
         if blob is not None and blob.state is BlobState.QUEUED:
             await blobs.activate(connection, upload.blob_id, size, digests, claim.pieces)
-        replica = Replica(
-            id=new_id(context.clock()),
-            blob_id=upload.blob_id,
-            store=claim.store.name,
-            key=sealed.key,
-            purpose=upload.purpose,
-            state=ReplicaState.ACTIVE,
-            deletable=True,  # the broker chose the key and had the bytes put there
-            project=upload.project,
-            observed_by=sealed.verdict.observed_by,
-            observed_strength=",".join(dict.fromkeys((sealed.verdict.strength, *sealed.verdict.proven))),
-        )
-        await replicas.insert(connection, replica, claim.store.id, upload.subject)
-        await upload_ends.committed(connection, upload, claim.store.id, sealed.key, replica.id, size, digests)
+        replica_id = await replicas.good_at(connection, claim.store.id, sealed.key, upload.blob_id)
+        if replica_id is None:  # else a rebuild after a restore has registered it already
+            replica_id = await _register(context, connection, upload, claim, sealed)
+        await upload_ends.committed(connection, upload, claim.store.id, sealed.key, replica_id, size, digests)
     return None
+
+
+async def _register(context: Context, connection: Any, upload: Upload, claim: Claim, sealed: Sealed) -> UUID:
+    replica = Replica(
+        id=new_id(context.clock()),
+        blob_id=upload.blob_id,
+        store=claim.store.name,
+        key=sealed.key,
+        purpose=upload.purpose,
+        state=ReplicaState.ACTIVE,
+        deletable=True,  # the broker chose the key and had the bytes put there
+        project=upload.project,
+        observed_by=sealed.verdict.observed_by,
+        observed_strength=",".join(dict.fromkeys((sealed.verdict.strength, *sealed.verdict.proven))),
+    )
+    await replicas.insert(connection, replica, claim.store.id, upload.subject)
+    return replica.id
 
 
 async def _against(connection: Any, upload: Upload, blob: Blob | None, claim: Claim) -> errors.BrokerError | None:

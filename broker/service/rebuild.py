@@ -6,7 +6,8 @@ Read downwards: `survey` lists every store and looks at each object that the cat
 Rules
 - An object counts by its record alone, which only a broker can have written (`broker.sign.record`). Objects without one are somebody
   else's, or were registered: nothing of them is known.
-- Objects that an upload under way writes, or that are about to be deleted, are left alone.
+- Objects that are about to be deleted are left alone, and those that an upload under way writes, unless the catalogue was restored and
+  no broker runs: then such an upload may have been committed since, and to abandon it would delete what was accepted.
 - A replica of the catalogue that its store does not list is looked at; what is not there is ``missing``.
 - Images come back private, whatever they were, unless recorded visibility is wanted: it may have been taken back since.
 """
@@ -77,7 +78,9 @@ class Done:
 Tell = Callable[[Tally], None]
 
 
-async def survey(db: Any, stores: Sequence[Store], open_store: Callable[[Store], base.Store], sealer: Sealer, tell: Tell) -> Survey:
+async def survey(
+    db: Any, stores: Sequence[Store], open_store: Callable[[Store], base.Store], sealer: Sealer, tell: Tell, *, restored: bool = False
+) -> Survey:
     """Look at every object of `stores` that the catalogue behind `db` does not have; `tell` hears how far it is. Raises `Unavailable`.
 
     A store that cannot be read is noted, and the others are looked at.
@@ -89,16 +92,18 @@ async def survey(db: Any, stores: Sequence[Store], open_store: Callable[[Store],
             driver = open_store(store)
             if not isinstance(driver, base.Lists):
                 raise errors.StoreUnavailable(f"stores of kind {store.kind} list nothing")
-            await _survey_store(db, store, driver, sealer, result, tally, tell)
+            busy = await recovery.busy(db, store.id, uploads=not restored)
+            await _survey_store(db, store, driver, sealer, busy, result, tally, tell)
         except (errors.StoreUnavailable, errors.Invalid) as error:
             tally.problem = error.detail or error.title
             tell(tally)
     return result
 
 
-async def _survey_store(db: Any, store: Store, driver: Any, sealer: Sealer, result: Survey, tally: Tally, tell: Tell) -> None:
+async def _survey_store(
+    db: Any, store: Store, driver: Any, sealer: Sealer, busy: set[str], result: Survey, tally: Tally, tell: Tell
+) -> None:
     unseen = await recovery.known(db, store.id)
-    busy = await recovery.busy(db, store.id)
     async for page in _pages(driver.objects()):
         tally.listed += len(page)
         tally.known += sum(key in unseen for key in page)
