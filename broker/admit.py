@@ -1,5 +1,7 @@
 """Which sources of a ranked list a transfer gets leases on, for how long, and what a client is told when none has a slot.
 
+Whose turn it is where several ask for one slot is `broker.turns`' affair.
+
 The database is the arbiter: it locks store rows in order and checks slots against unexpired leases (invariant 3). What
 is decided here is what to ask it for, and what to make of its answer::
 
@@ -7,7 +9,7 @@ is decided here is what to ask it for, and what to make of its answer::
     while wants:  # each round asks only for what was never asked for, so it ends after at most one round per store
         granted, refused = …ask the database for leases on wants…
         wants = next_wants(offers, loads, parallel, granted, refused)
-    admission = settle(offers, granted, loads, count, now, policy)
+    admission = settle(offers, granted, count)
 
 Rules
 - Leases go to the best-ranked stores that have a slot; a full store is passed over for another replica.
@@ -19,7 +21,7 @@ Rules
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -28,7 +30,7 @@ from broker.paths import IDLE, Load
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How long grants last. All in seconds."""
+    """How long grants last, in seconds, and what a project gets that administrators have not set otherwise."""
 
     margin: float = 3.0
     """A lease lasts this many times the estimate."""
@@ -48,6 +50,14 @@ class Policy:
     """Nobody is told to come back later: transfers often end early."""
     retry_seconds: float = 10.0
     """What is told when no expected end is known."""
+    service_weight: float = 4.0
+    """Requests of the roles service and admin weigh so many times those of members, where slots are short."""
+    project_max_leases: int = 0
+    """Leases that a project may hold at once; 0: no limit."""
+    project_max_bytes: int = 0
+    """Bytes that its leases may be for together; 0: no limit."""
+    most_waiting: int = 256
+    """Requests of one project that may wait at one broker at the same time."""
 
 
 class Offered(Protocol):
@@ -80,12 +90,6 @@ class Admitted(NamedTuple):
     standby: tuple[int, ...]
 
 
-class Full(NamedTuple):
-    """Nothing was granted; `retry_after` is in seconds."""
-
-    retry_after: float
-
-
 def has_slot(slots: int | None, load: Load) -> bool:
     """Whether one more transfer fits."""
     return slots is None or load.active < slots
@@ -115,29 +119,20 @@ def next_wants(
     return () if granted else tuple(full[:missing])
 
 
-def settle(
-    offers: Sequence[Offered], granted: Collection[str], loads: Mapping[str, Load], count: int, now: float, policy: Policy
-) -> Admitted | Full:
-    """The admission after the database has spoken: at most `count` sources, those with a lease among them."""
+def settle(offers: Sequence[Offered], granted: Collection[str], count: int) -> Admitted | None:
+    """The admission after the database has spoken: at most `count` sources, those with a lease among them. ``None``: all are full."""
     stores = [offer.store for offer in offers]
     active = sorted({stores.index(store) for store in granted if store in stores})  # of two offers of one store, the first
     if not active:
-        return Full(retry_after(offers, loads, now, policy))
+        return None
     others = [index for index in range(min(count, len(stores))) if index not in active]
     return Admitted(tuple(active), tuple(others[: max(0, count - len(active))]))
 
 
-def retry_after(offers: Sequence[Offered], loads: Mapping[str, Load], now: float, policy: Policy) -> float:
-    """Seconds until a slot is expected on any of the offers' stores, from the expected ends of their leases."""
-    soonest = math.inf
-    for offer in offers:
-        slots, load = offer.slots, loads.get(offer.store, IDLE)
-        must_end = load.active - (slots or 0)  # how many leases have to end before the one that makes room
-        if slots and 0 <= must_end < len(load.ends):
-            soonest = min(soonest, load.ends[must_end] - now)
-    if math.isinf(soonest):
-        soonest = policy.retry_seconds
-    return min(max(soonest, policy.min_retry_seconds), policy.max_retry_seconds)
+def retry_seconds(turns: Iterable[float | None], policy: Policy) -> float:
+    """What a client is told: the soonest of its turns, in seconds from now; ``None`` is a store where no turn can be foreseen."""
+    soonest = min((seconds for seconds in turns if seconds is not None), default=policy.retry_seconds)
+    return _bounded(soonest, policy.min_retry_seconds, policy.max_retry_seconds)
 
 
 def lease_seconds(estimate_seconds: float, policy: Policy) -> float:

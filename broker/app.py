@@ -154,6 +154,7 @@ async def running(
             shared = settings.http.reuse_port or metrics_socket is not None
             api_listens = listening(server, settings.http.listen, bound=opened.api, reuse_port=shared, certificate=certificate)
             listens = await stack.enter_async_context(api_listens)
+            stack.push_async_callback(context.waiting.close)  # else the end would wait for those who wait
         yield Broker(context, known, listens, metrics_listens, certificate)
 
 

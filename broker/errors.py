@@ -2,6 +2,8 @@
 
 Rules: a detail never holds a secret, a signed URL or another principal's data (invariant 13); `retry_after` is set
 exactly when trying again can help; `field` and `expected` are set whenever one field of the request is to blame.
+Refusals for want of a slot or quota say, for the broker alone, what can be waited for: `stores` by number, with the seconds that the
+transfer itself would take there, and the `bytes` of a lease.
 The `type` is served under ``/problems/NAME`` (RFC 9457 section 3.1.1) from the class's docstring.
 """
 
@@ -184,6 +186,16 @@ class Busy(BrokerError):
     """Every store that has the blob is at its limit of concurrent transfers; Retry-After says when a slot is expected."""
 
     status, type, title = 429, "busy", "All slots are taken"
+    stores: Mapping[int, float] = {}
+    bytes: int = 0
+
+
+class QuotaExceeded(BrokerError):
+    """The project holds as many leases, or leases on as many bytes, as administrators allow it; Retry-After says when one should end."""
+
+    status, type, title = 429, "quota-exceeded", "The project's quota is used up"
+    stores: Mapping[int, float] = {}
+    bytes: int = 0
 
 
 class StoreUnavailable(BrokerError):

@@ -30,6 +30,7 @@ PROJECTS = 20
 _REQUEST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SIGNING_SECONDS = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3)
 _TRANSFER_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 14400)
+_WAIT_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 45, 60)
 _RATIO = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10)
 
 
@@ -136,6 +137,10 @@ class Metrics:
     leases: Levels  # store, direction
     slots: Levels  # store, direction
     leases_refused: Counts  # store, direction
+    quota_refusals: Counts  # operation
+    waiting: Levels  # store, direction
+    wait_seconds: Times  # direction, outcome
+    retry_after_ratio: Times  # how
     bandwidth: Levels  # store, direction
     space_taken: Levels  # store
     space_capacity: Levels  # store
@@ -234,6 +239,17 @@ def create(version: str = "") -> Metrics:
             "path_success_ratio", "Share of transfers that delivered, of the worst, median and best site.", "store", "direction", "of"
         ),
         deletions=levels("deletions", "Objects that are to be removed from stores, by state.", "state"),
+        quota_refusals=counts("quota_refusals_total", "Requests refused since their project held as much as it may.", "operation"),
+        waiting=levels(
+            "waiting",
+            "Requests that wait at this broker for a slot; one that waits for several stores counts at each.",
+            "store",
+            "direction",
+        ),
+        wait_seconds=times(
+            "wait_seconds", "Time that requests waited for a slot, by how it ended.", "direction", "outcome", buckets=_WAIT_SECONDS
+        ),
+        retry_after_ratio=times("retry_after_ratio", "Seconds until a slot was had over those told.", "how", buckets=_RATIO),
         database_seconds=times("database_seconds", "Time of database statements, waiting for a connection included.", "statement"),
         coalesced=times(
             "coalesced_requests",

@@ -112,8 +112,6 @@ class Load:
     """Unexpired leases."""
     reserved: int = 0
     """Bytes that replicas and open uploads take together; matters for writing."""
-    ends: tuple[float, ...] = ()
-    """Expected ends of leases as instants, earliest first; any number of them may be left out at the end."""
 
 
 IDLE = Load()

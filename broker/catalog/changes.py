@@ -20,8 +20,8 @@ class Position(NamedTuple):
 
 
 class Change(NamedTuple):
-    """Something that memory must forget: a ``blob``, ``image``, ``store``, ``slots``, ``site``, ``key`` or ``failure`` (of a client),
-    by its name."""
+    """Something that memory must forget: a ``blob``, ``image``, ``store``, ``slots``, ``site``, ``quota``, ``key`` or
+    ``failure`` (of a client), by its name."""
 
     kind: str
     subject: str

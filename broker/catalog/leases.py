@@ -1,5 +1,8 @@
 """Tickets and leases: one statement grants those of many requests, and the database decides (invariant 3).
 
+Where nobody has to wait, this file's statement grants. Stores that are asked for more than they have, or that somebody waits for,
+and projects with limits are `broker.catalog.contention`'s affair, which decides whose turn it is.
+
 Rules
 - A store with slots is locked by its row in `slots`, rows always in the order (store, direction), so that brokers never
   wait for each other in a circle. `slots.leased` counts the rows of `leases`; expired ones stay counted until `sweep`.
@@ -14,7 +17,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from broker.catalog import contention
 from broker.catalog.connect import reachable
+from broker.catalog.contention import Seen
 from broker.model import Direction, Operation
 
 
@@ -35,23 +40,49 @@ class TicketRow(NamedTuple):
 
 
 class Want(NamedTuple):
-    """A lease asked for: on which store, in which direction, for how long."""
+    """A lease asked for: on which store, in which direction, for how long.
+
+    `seconds` is until it ends by itself, `expected_seconds` until its transfer should be done; `bytes` is what it moves.
+    """
 
     store_id: int
     direction: str
     seconds: float
+    expected_seconds: float = 0.0
+    bytes: int = 0
+
+
+class Party(NamedTuple):
+    """Who asks, as far as sharing goes: a project at one priority, its weight (the priority included), and its limits if any."""
+
+    project: str = ""
+    priority: float = 1.0
+    weight: float = 1.0
+    max_leases: int | None = None
+    max_bytes: int | None = None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether its leases are counted, on stores without slots too."""
+        return self.max_leases is not None or self.max_bytes is not None
+
+
+NOBODY = Party()
 
 
 class GrantRequest(NamedTuple):
     """Leases for a ticket that is to be written (`ticket` given) or exists already. `needs_lease`: without one, no ticket.
 
     The ticket's id is text here, in canonical form: to compare and to encode UUIDs costs more than the rest of a row.
+    `waits` says that the request stands in `broker.catalog.waits`.
     """
 
     id: str
     ticket: TicketRow | None
     wants: Sequence[Want]
     needs_lease: bool
+    party: Party = NOBODY
+    waits: bool = False
 
 
 class Grant(NamedTuple):
@@ -61,6 +92,8 @@ class Grant(NamedTuple):
     """When the ticket ends; ``None`` when it existed, or got none of the leases it needed and was not written."""
     leases: Mapping[int, float]
     """Store id to the end of the lease."""
+    over_limit: bool = False
+    """A lease was refused since the project holds as much as it may."""
 
     @property
     def created(self) -> bool:
@@ -78,25 +111,27 @@ class LeaseRow:
     expires_at: float
 
 
-# $1-$13: a column each of the tickets; $14-$17: a column each of the leases wanted.
+# $1-$13: a column each of the tickets; $14-$21: a column each of the leases wanted. A store that is asked for more than it has, or
+# that somebody waits for, grants nothing here.
 _GRANT = """
 WITH ticket AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[], $9::uuid[],
                          $10::bigint[], $11::text[], $12::float8[], $13::bool[])
         AS t (id, operation, project, subject, instance, address, site, image_id, blob_id, size, places, ttl, needs_lease)
 ), want AS MATERIALIZED (
-    SELECT * FROM unnest($14::uuid[], $15::int[], $16::text[], $17::float8[]) WITH ORDINALITY
-        AS w (ticket_id, store_id, direction, ttl, seq)
+    SELECT * FROM unnest($14::uuid[], $15::int[], $16::text[], $17::float8[], $18::float8[], $19::bigint[], $20::text[], $21::float8[])
+        AS w (ticket_id, store_id, direction, ttl, expected, bytes, project, priority)
 ), locked AS MATERIALIZED (
     SELECT store_id, direction, slots, leased FROM slots
     WHERE (store_id, direction) IN (SELECT store_id, direction FROM want)
     ORDER BY store_id, direction FOR UPDATE
 ), fitting AS MATERIALIZED (
     SELECT * FROM (
-        SELECT w.*, l.slots, l.leased, row_number() OVER (PARTITION BY w.store_id, w.direction ORDER BY w.seq) AS n
+        SELECT w.*, l.slots, l.leased, count(*) OVER (PARTITION BY w.store_id, w.direction) AS n
         FROM want w JOIN locked l USING (store_id, direction)
-    ) numbered
-    WHERE slots IS NULL OR leased + n <= slots
+    ) asked
+    WHERE (slots IS NULL OR leased + n <= slots)
+      AND NOT EXISTS (SELECT FROM waits WHERE waits.direction = asked.direction AND asked.store_id = ANY (waits.store_ids))
 ), written AS (
     INSERT INTO tickets (id, operation, project, subject, instance, address, site, image_id, blob_id, size, places, expires_at)
     SELECT id, operation, project, subject, instance, address, site, image_id, blob_id, size, places::jsonb,
@@ -105,8 +140,9 @@ WITH ticket AS MATERIALIZED (
     ON CONFLICT (id) DO NOTHING
     RETURNING id, expires_at
 ), leased AS (
-    INSERT INTO leases (ticket_id, store_id, direction, expires_at)
-    SELECT ticket_id, store_id, direction, clock_timestamp() + make_interval(secs => ttl)
+    INSERT INTO leases (ticket_id, store_id, direction, project, priority, bytes, expected_at, expires_at)
+    SELECT ticket_id, store_id, direction, project, priority, bytes,
+           clock_timestamp() + make_interval(secs => expected), clock_timestamp() + make_interval(secs => ttl)
     FROM fitting WHERE ticket_id IN (SELECT id FROM written) OR ticket_id NOT IN (SELECT id FROM ticket)
     ON CONFLICT (ticket_id, store_id) DO NOTHING
     RETURNING ticket_id, store_id, direction, expires_at
@@ -136,34 +172,40 @@ RETURNING id::text, NULL::int AS store_id, NULL::text AS direction, extract(epoc
 
 
 async def grant(connection: Any, requests: Sequence[GrantRequest]) -> Sequence[tuple[Grant, dict[tuple[int, str], int]]]:
-    """Write the tickets and grant the leases of all `requests`, earlier ones first.
+    """Write the tickets and grant the leases of all `requests`.
 
     Each answer comes with how many leases the stores that were asked hold now, by (store id, direction): the same
     mapping for all of a batch.
     """
-    tickets = [(r.id, *r.ticket, r.needs_lease) for r in requests if r.ticket is not None]
-    wants = [(r.id, *want) for r in requests for want in r.wants]
+    seen = Seen({}, {}, {}, set())
+    first = [request for request in requests if not (request.wants and (request.waits or request.party.is_limited))]
+    tickets = [(r.id, *r.ticket, r.needs_lease) for r in first if r.ticket is not None]
+    wants = [(r.id, *want, r.party.project, r.party.priority) for r in first for want in r.wants]
     columns: list[Sequence[Any]] = list(zip(*tickets, strict=True)) if tickets else [()] * 13
     if wants:
-        rows = await connection.fetch(_GRANT, *columns, *zip(*wants, strict=True))
-    else:
-        rows = await connection.fetch(_WRITE, *columns[:12])
-    ends: dict[str, float] = {}
-    leases: dict[str, dict[int, float]] = {}
-    held: dict[tuple[int, str], int] = {}
-    for id, store_id, direction, at in rows:
-        if store_id is None:
-            ends[id] = at
-        elif id is None:
-            held[store_id, direction] = int(at)
-        else:
-            leases.setdefault(id, {})[store_id] = at
-    return [(Grant(ends.get(r.id), leases.get(r.id, _NO_LEASES)), held) for r in requests]
+        seen.take(await connection.fetch(_GRANT, *columns, *zip(*wants, strict=True)))
+    elif first:
+        seen.take(await connection.fetch(_WRITE, *columns[:12]))
+    if len(seen.leases) < len(requests):
+        contended = [left for request in requests if request.wants and (left := _left(request, seen)) is not None]
+        if contended:
+            await contention.grant(connection, contended, seen)
+    return [(Grant(seen.ends.get(r.id), seen.leases.get(r.id, _NO_LEASES), r.id in seen.over_limit), seen.held) for r in requests]
+
+
+def _left(request: GrantRequest, seen: Seen) -> GrantRequest | None:
+    """What of a request was not granted yet; ``None`` when nothing is left."""
+    granted = seen.leases.get(request.id, _NO_LEASES)
+    if len(granted) == len(request.wants):
+        return None
+    wants = [want for want in request.wants if want.store_id not in granted]
+    return request._replace(ticket=None if request.id in seen.ends else request.ticket, wants=wants)
 
 
 _NO_LEASES: Mapping[int, float] = {}
 
 
+# Sums of how long leases lasted shrink by a twentieth at each lease that ends.
 _RELEASE = """
 WITH locked AS MATERIALIZED (
     SELECT store_id, direction FROM slots WHERE (store_id, direction) IN (
@@ -171,15 +213,26 @@ WITH locked AS MATERIALIZED (
         JOIN unnest($1::uuid[], $2::int[]) AS w (ticket_id, store_id)
             ON l.ticket_id = w.ticket_id AND (w.store_id IS NULL OR l.store_id = w.store_id))
     ORDER BY store_id, direction FOR UPDATE
+), used AS MATERIALIZED (
+    SELECT project FROM usage WHERE (SELECT count(*) FROM locked) >= 0 AND project IN (
+        SELECT l.project FROM leases l WHERE l.counted AND l.ticket_id = ANY ($1::uuid[]))
+    ORDER BY project FOR UPDATE
 ), gone AS (
     DELETE FROM leases l USING unnest($1::uuid[], $2::int[]) AS w (ticket_id, store_id)
-    WHERE l.ticket_id = w.ticket_id AND (w.store_id IS NULL OR l.store_id = w.store_id) AND (SELECT count(*) FROM locked) >= 0
+    WHERE l.ticket_id = w.ticket_id AND (w.store_id IS NULL OR l.store_id = w.store_id)
+      AND (SELECT count(*) FROM locked) >= 0 AND (SELECT count(*) FROM used) >= 0
       AND (l.store_id, l.direction) IN (SELECT store_id, direction FROM locked)
-    RETURNING l.store_id, l.direction
+    RETURNING l.store_id, l.direction, extract(epoch FROM clock_timestamp() - l.granted_at)::float8 AS lasted,
+              extract(epoch FROM coalesce(l.expected_at, clock_timestamp()) - l.granted_at)::float8 AS expected
+), counted AS (
+    UPDATE slots s SET leased = s.leased - c.n, ended = s.ended * power(0.95, c.n) + c.n,
+                       lasted_seconds = s.lasted_seconds * power(0.95, c.n) + c.lasted,
+                       expected_seconds = s.expected_seconds * power(0.95, c.n) + c.expected
+    FROM (SELECT store_id, direction, count(*)::int AS n, sum(lasted) AS lasted, sum(expected) AS expected
+          FROM gone GROUP BY store_id, direction) c
+    WHERE s.store_id = c.store_id AND s.direction = c.direction
 )
-UPDATE slots s SET leased = s.leased - c.n
-FROM (SELECT store_id, direction, count(*)::int AS n FROM gone GROUP BY store_id, direction) c
-WHERE s.store_id = c.store_id AND s.direction = c.direction
+SELECT pg_notify('slots', '') WHERE EXISTS (SELECT FROM gone) AND EXISTS (SELECT FROM waits)
 """
 
 
@@ -195,16 +248,23 @@ WITH locked AS MATERIALIZED (
     WHERE leased > 0 AND EXISTS (SELECT FROM leases l WHERE l.store_id = slots.store_id AND l.direction = slots.direction
                                  AND l.expires_at <= clock_timestamp())
     ORDER BY store_id, direction FOR UPDATE
+), used AS MATERIALIZED (
+    SELECT project FROM usage WHERE project IN (
+        SELECT l.project FROM leases l JOIN locked USING (store_id, direction) WHERE l.counted AND l.expires_at <= clock_timestamp())
+    ORDER BY project FOR UPDATE
 ), gone AS (
     DELETE FROM leases l USING locked k
-    WHERE (SELECT count(*) FROM locked) > 0 AND l.store_id = k.store_id AND l.direction = k.direction AND l.expires_at <= clock_timestamp()
+    WHERE (SELECT count(*) FROM locked) > 0 AND (SELECT count(*) FROM used) >= 0
+      AND l.store_id = k.store_id AND l.direction = k.direction AND l.expires_at <= clock_timestamp()
     RETURNING l.store_id, l.direction
 ), counted AS (
     UPDATE slots s SET leased = s.leased - c.n
     FROM (SELECT store_id, direction, count(*)::int AS n FROM gone GROUP BY store_id, direction) c
     WHERE s.store_id = c.store_id AND s.direction = c.direction
+), told AS MATERIALIZED (
+    SELECT pg_notify('slots', '') WHERE EXISTS (SELECT FROM gone) AND EXISTS (SELECT FROM waits)
 )
-SELECT count(*) FROM gone
+SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM told)
 """
 
 
@@ -214,15 +274,21 @@ async def sweep(db: Any) -> int:
         return int(await db.fetchval(_SWEEP))
 
 
-async def renew(db: Any, ticket: UUID, store_id: int, seconds: float, most_seconds: float) -> float | None:
-    """Let an unexpired lease end `seconds` from now, yet no later than `most_seconds` after its grant. ``None``: there is none."""
+async def renew(
+    db: Any, ticket: UUID, store_id: int, seconds: float, most_seconds: float, expected_seconds: float | None = None
+) -> float | None:
+    """Let an unexpired lease end `seconds` from now, yet no later than `most_seconds` after its grant. ``None``: there is none.
+
+    Its transfer is expected to be done in `expected_seconds`, where that is known better now.
+    """
     with reachable():
         at = await db.fetchval(
             """UPDATE leases SET expires_at = greatest(expires_at, least(clock_timestamp() + make_interval(secs => $3),
-                                                                         granted_at + make_interval(secs => $4)))
+                                                                         granted_at + make_interval(secs => $4))),
+                                 expected_at = coalesce(clock_timestamp() + make_interval(secs => $5), expected_at)
                WHERE ticket_id = $1 AND store_id = $2 AND expires_at > clock_timestamp()
                RETURNING extract(epoch FROM expires_at)::float8""",
-            ticket, store_id, seconds, most_seconds,
+            ticket, store_id, seconds, most_seconds, expected_seconds,
         )  # fmt: skip
     return None if at is None else float(at)
 
@@ -236,21 +302,6 @@ async def held(db: Any, ticket: UUID) -> list[LeaseRow]:
             ticket,
         )
     return [LeaseRow(row[0], Direction(row[1]), row[2], row[3]) for row in rows]
-
-
-async def ends(db: Any, store_ids: Sequence[int], direction: Direction, most: int = 64) -> dict[int, tuple[float, ...]]:
-    """When leases on these stores end, earliest first, at most `most` a store."""
-    with reachable():
-        rows = await db.fetch(
-            """SELECT s.id, extract(epoch FROM l.expires_at)::float8 FROM unnest($1::int[]) AS s (id)
-               CROSS JOIN LATERAL (SELECT expires_at FROM leases WHERE store_id = s.id AND direction = $2
-                                   ORDER BY expires_at LIMIT $3) l""",
-            list(store_ids), direction.value, most,
-        )  # fmt: skip
-    found: dict[int, list[float]] = {}
-    for store_id, at in rows:
-        found.setdefault(store_id, []).append(at)
-    return {store_id: tuple(sorted(instants)) for store_id, instants in found.items()}
 
 
 class SlotsRow(NamedTuple):

@@ -14,7 +14,9 @@ from broker.catalog import leases, reports
 from broker.catalog.coalesce import Coalescer
 from broker.metrics import Metrics
 from broker.model import Store
+from broker.service.promises import Promises
 from broker.service.repeats import Repeats
+from broker.service.wait import WaitingRoom
 from broker.stores.probe import LIFE_SECONDS as LONGEST_OWN_SECONDS
 from broker.stores.probe import Probed
 
@@ -75,3 +77,5 @@ class Context:
     probe: Callable[[Store], Awaitable[Probed]]
     """Opens a store, registered or not, and tries what it enforces (`broker.stores.probe`). Raises `Invalid` and `StoreUnavailable`."""
     repeats: Repeats = field(default_factory=Repeats)
+    waiting: WaitingRoom = field(default_factory=WaitingRoom)
+    promises: Promises = field(default_factory=Promises)

@@ -16,9 +16,9 @@ from broker.catalog import deletions, leases, uploads
 from broker.catalog.transaction import transaction
 from broker.catalog.uploads import Destination, NewDestination, Upload
 from broker.model import Client, Direction, Operation, Store, UploadState
-from broker.paths import Load
-from broker.service import asked, parts
+from broker.service import asked, parts, promises
 from broker.service.context import Context
+from broker.service.parties import party_of
 from broker.service.targets import Target
 
 HAS_REPLICA = "has-replica"
@@ -126,20 +126,21 @@ def fresh_key(blob_id: UUID) -> str:
     return f"{blob_id}/{token_urlsafe(32)}"
 
 
-async def take(context: Context, id: UUID, store: Store) -> tuple[Upload, Destination]:
+async def take(context: Context, client: Client, id: UUID, store: Store) -> tuple[Upload, Destination]:
     """Make the upload's place on `store` active: space, lease, multipart upload.
 
-    Raises `Busy`, `NoDestination` (no room), `StoreUnavailable`, `Gone`, `Invalid` (no such place); the place then rests again.
+    Raises `Busy`, `QuotaExceeded`, `NoDestination` (no room), `StoreUnavailable`, `Gone`, `Invalid` (no such place); the place then
+    rests again.
     """
     first = await _reserve(context, id, store)
     leased = False
     try:
-        leased = await lease(context, id, store, await _seconds(context, id, store))
-        if not leased:
-            raise await _full(context, store)
+        upload, place = await _current(context, id, store)
+        await lease(context, client, upload, place, store)
+        leased = True
         upload, place = await _current(context, id, store, lock=True)  # outside of a transaction: waits for whoever is about to change it
         if place.state != "active":  # the same request, sent twice at once: the other one found no lease a moment ago, and let it rest
-            raise await _full(context, store)
+            raise await _full(context, client, upload, place, store)
         if place.part_size is not None and place.multipart_id is None:
             await _begin(context, upload, place, store)
             upload, place = await _current(context, id, store)
@@ -178,44 +179,48 @@ async def _rest(context: Context, id: UUID, store: Store, leased: bool) -> None:
         await leases.release(context.db, [(id, store.id)])
 
 
-async def lease(context: Context, id: UUID, store: Store, seconds: float) -> bool:
-    """Renew the upload's lease on `store`, or get one; expired ones are swept before it is refused. Stores without slots need none."""
-    if store.write_slots is None:
-        return True
+async def lease(context: Context, client: Client, upload: Upload, place: Destination, store: Store) -> None:
+    """Renew the upload's lease on `store`, or get one; expired ones are swept before it is refused. Stores without slots need none,
+    unless the project's leases are counted. Raises `Busy`, `QuotaExceeded`."""
+    party = party_of(context, client.principal)
+    if store.write_slots is None and not party.is_limited:
+        return
+    policy, own_seconds, bytes = context.policy.admit, float(place.estimate["seconds"]), upload.size or 0
+    seconds = admit.lease_seconds(own_seconds, policy)
+    want = leases.Want(store.id, Direction.WRITE.value, seconds, min(own_seconds, seconds), bytes)
+    over_limit = False
     for attempt in range(2):
-        if await leases.renew(context.db, id, store.id, seconds, context.policy.admit.max_total_seconds) is not None:
-            return True
+        if await leases.renew(context.db, upload.id, store.id, seconds, policy.max_total_seconds) is not None:
+            return
         if attempt:
             await leases.sweep(context.db)
-        want = leases.Want(store.id, Direction.WRITE.value, seconds)
-        ((grant, held),) = await context.grants([leases.GrantRequest(str(id), None, [want], False)])
+        ((grant, held),) = await context.grants([leases.GrantRequest(str(upload.id), None, [want], False, party)])
         context.memory.note_leases(held)
         if grant.leases:
-            return True
-    context.metrics.leases_refused.inc(store.name, Direction.WRITE.value)
-    return False
+            context.promises.kept(context, _who(client))
+            return
+        over_limit = grant.over_limit
+    if not over_limit:
+        context.metrics.leases_refused.inc(store.name, Direction.WRITE.value)
+        raise await _full(context, client, upload, place, store)
+    context.metrics.quota_refusals.inc("upload")
+    turn = await promises.until_within_limit(context, party, bytes)
+    refusal = errors.QuotaExceeded("The project holds as many leases as it may.", retry_after=turn)
+    refusal.stores, refusal.bytes = {store.id: own_seconds}, bytes
+    raise refusal
 
 
-async def _seconds(context: Context, id: UUID, store: Store) -> float:
-    """How long the lease of this place is to last."""
-    _, place = await _current(context, id, store)
-    return lease_seconds(context, place)
+async def _full(context: Context, client: Client, upload: Upload, place: Destination, store: Store) -> errors.Busy:
+    stores, party = {store.id: float(place.estimate["seconds"])}, party_of(context, client.principal)
+    turn = await promises.until_turn(context, _who(client), party, stores, Direction.WRITE)
+    refusal = errors.Busy("The store is at its limit.", retry_after=turn, extra={"excluded": [{"store": store.name, "reason": FULL}]})
+    refusal.stores, refusal.bytes = stores, upload.size or 0
+    return refusal
 
 
-def lease_seconds(context: Context, place: Destination) -> float:
-    """How long a lease lasts for a place with that estimate."""
-    return admit.lease_seconds(float(place.estimate["seconds"]), context.policy.admit)
-
-
-async def _full(context: Context, store: Store) -> errors.Busy:
-    ends = await leases.ends(context.db, [store.id], Direction.WRITE)
-    wait = admit.retry_after(
-        [admit.Offer(store.name, store.write_slots, 0.0)],
-        {store.name: Load(active=len(ends.get(store.id, ())), ends=ends.get(store.id, ()))},
-        context.clock(),
-        context.policy.admit,
-    )
-    return errors.Busy("The store is at its limit.", retry_after=wait, extra={"excluded": [{"store": store.name, "reason": FULL}]})
+def _who(client: Client) -> str:
+    """Names whoever asks for a place to write to, to know it again when it comes back."""
+    return f"{client.name} writes"
 
 
 async def _begin(context: Context, upload: Upload, place: Destination, store: Store) -> None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import structlog
 
 from broker import errors
-from broker.catalog import brokers, changes, counts, failures, idempotency, keys, leases, partitions, reports
+from broker.catalog import brokers, changes, counts, failures, idempotency, keys, leases, partitions, reports, waits
 from broker.metrics import PROJECTS
 from broker.model import Direction
 from broker.service import key_rotation, reap, signals
@@ -35,6 +35,7 @@ class Job:
 
 async def _sweep(context: Context) -> None:
     await leases.sweep(context.db)
+    await waits.sweep(context.db)
 
 
 async def _forget(context: Context) -> None:

@@ -20,8 +20,9 @@ import asyncpg
 import structlog
 
 from broker import errors, suspicion
-from broker.catalog import brokers, changes, failures, leases, paths, reports, sites, stores
+from broker.catalog import brokers, changes, failures, leases, paths, quotas, reports, sites, stores
 from broker.catalog.compact import CompactBlob
+from broker.catalog.quotas import Quota
 from broker.metrics import Metrics
 from broker.model import Image, new_id
 from broker.service.conditions import CLIENTS, Conditions
@@ -64,6 +65,7 @@ class Memory(Topology, Conditions):
         self._metrics = metrics
         self._id = new_id()
         self._doubted_at = float("-inf")
+        self.quotas: dict[str, Quota] = {}
         self._pool = pool
         self._clock = clock
         self._on_key_change = on_key_change
@@ -156,7 +158,7 @@ class Memory(Topology, Conditions):
         reload = keys = False
         failed: set[str] = set()
         for kind, subject in found:
-            if kind in ("store", "slots", "site"):
+            if kind in ("store", "slots", "site", "quota"):
                 reload = True
             elif kind == "key":
                 keys = True
@@ -190,9 +192,10 @@ class Memory(Topology, Conditions):
     # -- what is read whole
 
     async def reload_stores(self) -> None:
-        """Read every store and site anew; the drivers of stores that changed are opened again when next used."""
+        """Read every store, site and quota anew; the drivers of stores that changed are opened again when next used."""
         async with self._reloading:  # else an older read could overwrite a newer one
             self.take_over(await stores.load(self._pool), await sites.load(self._pool))
+            self.quotas = {quota.project: quota for quota in await quotas.load(self._pool)}
         self.forget_outlooks()
         await self._read_loads(self._pool)
 

@@ -8,7 +8,7 @@ ticket or its own error.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -17,11 +17,13 @@ import orjson
 from broker import accept, admit, errors, rank
 from broker.catalog import leases
 from broker.catalog.compact import CompactBlob
+from broker.catalog.leases import Party
 from broker.model import Client, Direction, Image, Operation
 from broker.paths import IDLE
 from broker.permit import ImageAccess, may_read_blob, may_read_image, may_see_image
-from broker.service import asked, places, ways
+from broker.service import asked, places, promises, ways
 from broker.service.context import Context
+from broker.service.parties import party_of
 from broker.service.ways import Source
 
 
@@ -36,22 +38,31 @@ class Plan:
     sources: list[Source]
     excluded: list[dict[str, str]]
     ttl_seconds: float
+    due: frozenset[int] = frozenset()
+    """The stores to ask, where it is known whose turn it is; else any."""
     wants: tuple[str, ...] = ()
+    over_limit: bool = False
+    retry_after: float | None = None
     granted: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     expires_at: float | None = None
 
 
-async def download(context: Context, client: Client, request: Mapping[str, Any], id: str) -> dict[str, Any]:
-    """One ticket, with the id `id`. Raises `NotFound`, `Forbidden`, `Invalid`, `NoSource`, `Busy`, `Unavailable`."""
-    result = (await download_many(context, client, [(id, request)]))[0]
+async def download(
+    context: Context, client: Client, request: Mapping[str, Any], id: str, due: frozenset[int] = frozenset()
+) -> dict[str, Any]:
+    """One ticket, with the id `id`; `due` are the stores to lease from, where it is known.
+
+    Raises `NotFound`, `Forbidden`, `Invalid`, `NoSource`, `Busy`, `QuotaExceeded`, `Unavailable`.
+    """
+    result = (await download_many(context, client, [(id, request)], due))[0]
     if isinstance(result, errors.BrokerError):
         raise result
     return result
 
 
 async def download_many(
-    context: Context, client: Client, requests: Sequence[tuple[str, Mapping[str, Any]]]
+    context: Context, client: Client, requests: Sequence[tuple[str, Mapping[str, Any]]], due: frozenset[int] = frozenset()
 ) -> list[dict[str, Any] | errors.BrokerError]:
     """A ticket or an error for each request, in order. Raises only `Unavailable`, and then nothing was granted to anyone."""
     now = context.clock()
@@ -64,6 +75,7 @@ async def download_many(
         if isinstance(target, Target):
             try:
                 plan = results[index] = _decide(context, asker, request, id, target, now)
+                plan.due = due
                 plans.append(plan)
             except errors.BrokerError as error:
                 results[index] = error
@@ -195,12 +207,13 @@ def _may_pass(excluded: Iterable[Mapping[str, str]]) -> bool:
 
 async def _admit(context: Context, client: Client, plans: Sequence[Plan]) -> None:
     """Lease the best places of every plan and record the tickets, in as few round trips as there are stores to pass over."""
+    party = party_of(context, client.principal)
     pending = plans
     swept = False
     while pending:
         asked = [plan for plan in pending if _wants(context, plan)]
         if asked:
-            grants = await context.grants([_grant_request(context, client, plan) for plan in asked])
+            grants = await context.grants([_grant_request(context, client, party, plan) for plan in asked])
             for plan, (grant, _) in zip(asked, grants, strict=True):
                 _take(context, plan, grant)
             context.memory.note_leases(grants[0][1])
@@ -211,40 +224,58 @@ async def _admit(context: Context, client: Client, plans: Sequence[Plan]) -> Non
             full = [plan for plan in plans if plan.expires_at is None]
             if full and await leases.sweep(context.db):
                 for plan in full:
-                    plan.refused = frozenset()
+                    plan.refused, plan.over_limit = frozenset(), False
                 pending = full
-    full_stores = {offer.store for plan in plans if plan.expires_at is None for offer in plan.sources}
-    if full_stores:
-        await _note_ends(context, full_stores)
+    for plan in plans:
+        if plan.expires_at is None:
+            await _foresee(context, client, party, plan)
 
 
-async def _note_ends(context: Context, names: Iterable[str]) -> None:
-    """Learn when leases on full stores end, for Retry-After."""
-    ids = {store.id: name for name in names if (store := context.memory.store(name)) is not None}
-    for store_id, ends in (await leases.ends(context.db, list(ids), Direction.READ)).items():
-        load = context.memory.read_loads.get(ids[store_id], IDLE)
-        context.memory.read_loads[ids[store_id]] = replace(load, active=max(load.active, len(ends)), ends=ends)
+async def _foresee(context: Context, client: Client, party: Party, plan: Plan) -> None:
+    """When a request that got no lease may come again."""
+    if plan.over_limit:
+        plan.retry_after = await promises.until_within_limit(context, party, _lease_bytes(plan))
+    else:
+        plan.retry_after = await promises.until_turn(context, _who(client.name, plan), party, _full_stores(plan), Direction.READ)
+
+
+def _full_stores(plan: Plan) -> dict[int, float]:
+    """The stores that refused, with the seconds that the transfer would take from each."""
+    return {source.way.store_id: source.seconds for source in plan.sources}
+
+
+def _lease_bytes(plan: Plan) -> int:
+    """What one lease of the ticket moves: its sources share the blob."""
+    return -(-(plan.target.blob.size or 0) // plan.parallel)
+
+
+def _who(client: str, plan: Plan) -> str:
+    """Names whoever asks for this blob, to know it again when it comes back."""
+    return f"{client} {plan.target.blob.id}"
 
 
 def _wants(context: Context, plan: Plan) -> bool:
     """Choose what to ask for in this round; False when the plan is done, or nothing is left to ask for."""
-    plan.wants = admit.next_wants(plan.sources, context.memory.read_loads, plan.parallel, plan.granted, plan.refused)
+    sources, loads = plan.sources, context.memory.read_loads
+    if plan.due:
+        sources, loads = [source for source in sources if source.way.store_id in plan.due], {}
+    plan.wants = admit.next_wants(sources, loads, plan.parallel, plan.granted, plan.refused)
     return bool(plan.wants)
 
 
-def _grant_request(context: Context, client: Client, plan: Plan) -> leases.GrantRequest:
-    """Stores without slots are granted here and now; the others are asked for."""
+def _grant_request(context: Context, client: Client, party: Party, plan: Plan) -> leases.GrantRequest:
+    """Stores without slots are granted here and now, unless the project's leases are counted; the others are asked for."""
     loads, wants = context.memory.read_loads, plan.wants
     wanted: list[leases.Want] = []
     asked_for = [next(source for source in plan.sources if source.store == store) for store in wants]
     for source in asked_for:
-        if source.slots is None:
+        if source.slots is None and not party.is_limited:
             plan.granted |= {source.store}
         else:
             seconds = admit.lease_seconds(source.seconds, context.policy.admit)
-            wanted.append(leases.Want(source.way.store_id, "read", seconds))
+            wanted.append(leases.Want(source.way.store_id, "read", seconds, min(source.seconds, seconds), _lease_bytes(plan)))
     if plan.expires_at is not None:  # recorded in an earlier round: only more leases are asked for
-        return leases.GrantRequest(plan.id, None, wanted, False)
+        return leases.GrantRequest(plan.id, None, wanted, False, party)
     first, others = plan.sources[: plan.count], plan.sources[plan.count :]
     first += [source for source in others if source.store in wants]
     recorded = [source.record(source.store in wants, loads.get(source.store, IDLE).active + 1) for source in first]
@@ -253,7 +284,7 @@ def _grant_request(context: Context, client: Client, plan: Plan) -> leases.Grant
         Operation.DOWNLOAD, principal.project, principal.subject, client.instance, client.address, client.site, plan.target.image_id,
         blob.id, blob.size, f"[{','.join(recorded)}]", plan.ttl_seconds,
     )  # fmt: skip
-    return leases.GrantRequest(plan.id, ticket, wanted, not plan.granted)
+    return leases.GrantRequest(plan.id, ticket, wanted, not plan.granted, party)
 
 
 def _take(context: Context, plan: Plan, grant: leases.Grant) -> None:
@@ -267,7 +298,9 @@ def _take(context: Context, plan: Plan, grant: leases.Grant) -> None:
     for name in plan.wants:
         if name not in plan.granted:
             plan.refused |= {name}
-            context.metrics.leases_refused.inc(name, "read")
+            plan.over_limit = plan.over_limit or grant.over_limit
+            if not grant.over_limit:
+                context.metrics.leases_refused.inc(name, "read")
 
 
 # -- answer
@@ -276,11 +309,11 @@ def _take(context: Context, plan: Plan, grant: leases.Grant) -> None:
 def _answer(context: Context, client: str, plan: Plan, now: float) -> dict[str, Any] | errors.BrokerError:
     """The ticket as the client gets it; only what is returned is signed."""
     target, metrics = plan.target, context.metrics
-    admitted = admit.settle(plan.sources, plan.granted, context.memory.read_loads, plan.count, now, context.policy.admit)
-    if isinstance(admitted, admit.Full) or plan.expires_at is None:
-        metrics.ticket("download", "busy")
-        wait = admitted.retry_after if isinstance(admitted, admit.Full) else context.policy.admit.retry_seconds
-        return errors.Busy("Every store that has the blob is at its limit.", retry_after=wait, extra={"excluded": plan.excluded})
+    admitted = admit.settle(plan.sources, plan.granted, plan.count)
+    if admitted is None or plan.expires_at is None:
+        return _refusal(context, plan)
+    if context.promises:
+        context.promises.kept(context, _who(client, plan))
     first = None
     shown: list[str] = []
     until = places.until(context, plan.expires_at, now)
@@ -302,3 +335,18 @@ def _answer(context: Context, client: str, plan: Plan, now: float) -> dict[str, 
     sources = orjson.Fragment(f"[{','.join(shown)}]")
     blob, image, format = target
     return asked.render_download(plan.id, "open", blob.summary, image, format, plan.expires_at, sources, plan.excluded)
+
+
+def _refusal(context: Context, plan: Plan) -> errors.BrokerError:
+    """Nothing was granted: why, when to come again, and what can be waited for."""
+    extra = {"excluded": plan.excluded}
+    refusal: errors.Busy | errors.QuotaExceeded
+    if plan.over_limit:
+        context.metrics.ticket("download", "quota-exceeded")
+        context.metrics.quota_refusals.inc("download")
+        refusal = errors.QuotaExceeded("The project holds as many leases as it may.", retry_after=plan.retry_after, extra=extra)
+    else:
+        context.metrics.ticket("download", "busy")
+        refusal = errors.Busy("Every store that has the blob is at its limit.", retry_after=plan.retry_after, extra=extra)
+    refusal.stores, refusal.bytes = _full_stores(plan), _lease_bytes(plan)
+    return refusal

@@ -36,7 +36,8 @@ async def report_transfer(context: Context, client: Client, id: UUID, request: M
     _check(context, record, request)
     if not request.get("final", True):
         policy = context.policy.admit
-        await leases.renew(context.db, id, store.id, admit.lease_seconds(place.seconds, policy), policy.max_total_seconds)
+        left = min(_seconds_left(record, place, request), policy.max_total_seconds)
+        await leases.renew(context.db, id, store.id, admit.lease_seconds(max(place.seconds, left), policy), policy.max_total_seconds, left)
         return
     outcome = Outcome(request["outcome"])
     context.repeats.settled(client_name(record.project, record.subject, record.instance, record.address), record.blob_id)
@@ -108,6 +109,15 @@ def row_of(context: Context, record: TicketRecord, store: Store, place: Recorded
         site=record.site or EVERYWHERE,
         contributions=dict.fromkeys(ancestors(record.site), added),
     )
+
+
+def _seconds_left(record: TicketRecord, place: Recorded, request: Mapping[str, Any]) -> float:
+    """How long a transfer that tells of its progress should go on: at the rate so far, if it moves its share of the blob."""
+    bytes_, seconds = int(request.get("bytes", 0)), float(request.get("seconds", 0))
+    if record.size is None or not bytes_ or not seconds:
+        return place.seconds
+    share = record.size / max(1, sum(other.active for other in places.recorded(record.places)))
+    return max(0.0, share - bytes_) * seconds / bytes_
 
 
 def _count(context: Context, store: Store, row: ReportRow, place: Recorded) -> None:

@@ -17,13 +17,15 @@ from broker import accept, admit, errors
 from broker.catalog import leases
 from broker.catalog import tickets as records
 from broker.catalog.compact import CompactBlob
+from broker.catalog.leases import Party
 from broker.catalog.tickets import TicketRecord
 from broker.model import Client, Direction, Operation, client_name
 from broker.paths import IDLE
 from broker.permit import may_read_blob
-from broker.service import asked, places, upload, ways
+from broker.service import asked, places, promises, upload, ways
 from broker.service.context import Context
 from broker.service.instants import instant
+from broker.service.parties import party_of
 from broker.service.places import Recorded
 
 
@@ -90,20 +92,24 @@ async def show_again(context: Context, client: Client, id: UUID) -> dict[str, An
 
 
 async def refresh_ticket(context: Context, client: Client, id: UUID) -> dict[str, Any]:
-    """New URLs for the same places, leases renewed, the ticket's end moved. Raises `NotFound`, `Gone`, `Busy`, `NoSource`."""
+    """New URLs for the same places, leases renewed, the ticket's end moved.
+
+    Raises `NotFound`, `Gone`, `Busy`, `QuotaExceeded`, `NoSource`.
+    """
     record = _open(await find(context, client, id))
     if record.operation is Operation.UPLOAD:
         return await upload.refresh_upload(context, client, id)
     blob = await _readable(context, client, record)
     found = places.recorded(record.places)
-    if not await _hold_places(context, client, id, blob, found):
-        raise errors.Busy("The leases have ended and every store is at its limit.", retry_after=context.policy.admit.retry_seconds)
+    if not await _hold_places(context, client, record, blob, found):
+        stores = {place.store_id: place.seconds for place in found}
+        raise await _refusal(context, client, record, stores, "The leases have ended and every store is at its limit.")
     slowest = [admit.Offer("", None, place.seconds) for place in found]
     await records.extend(context.db, id, admit.ticket_seconds(slowest, context.policy.admit))
     return await _render(context, client, await find(context, client, id))
 
 
-async def _hold_places(context: Context, client: Client, id: UUID, blob: CompactBlob, found: Sequence[Recorded]) -> bool:
+async def _hold_places(context: Context, client: Client, record: TicketRecord, blob: CompactBlob, found: Sequence[Recorded]) -> bool:
     """Renew the leases of the active places, or get new ones; with none of them left, the best standby place becomes active.
 
     False when there are places to offer, and all of them are full.
@@ -113,24 +119,25 @@ async def _hold_places(context: Context, client: Client, id: UUID, blob: Compact
         candidate, reason = _still_offered(context, client, blob, place, context.clock())
         if candidate is not None and reason is None:
             offered.append((index, place, candidate.slots))
+    party = party_of(context, client.principal)
     held = not offered  # then there is nothing to wait for
     for index, place, slots in sorted(offered, key=lambda entry: not entry[1].active):
         if held and not place.active:
             break
-        if slots is None or await _hold(context, id, place):
+        if (slots is None and not party.is_limited) or await _hold(context, party, record, place):
             held = True
             if not place.active:
-                await _set_active(context, id, found, index)
+                await _set_active(context, record.id, found, index)
     return held
 
 
-async def _hold(context: Context, id: UUID, place: Recorded) -> bool:
+async def _hold(context: Context, party: Party, record: TicketRecord, place: Recorded) -> bool:
     """Renew the lease on the place, or get one. False when its store is full."""
     policy = context.policy.admit
     seconds = admit.lease_seconds(place.seconds, policy)
-    if await leases.renew(context.db, id, place.store_id, seconds, policy.max_total_seconds) is not None:
+    if await leases.renew(context.db, record.id, place.store_id, seconds, policy.max_total_seconds) is not None:
         return True
-    return await _grant_or_sweep(context, id, [leases.Want(place.store_id, "read", seconds)])
+    return await _grant_or_sweep(context, party, record, place)
 
 
 async def _set_active(context: Context, id: UUID, found: Sequence[Recorded], index: int) -> None:
@@ -138,7 +145,7 @@ async def _set_active(context: Context, id: UUID, found: Sequence[Recorded], ind
 
 
 async def activate_place(context: Context, client: Client, id: UUID, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Lease a standby place. Raises `NotFound`, `Gone`, `Invalid` (no such place), `NoSource` (not any more), `Busy`."""
+    """Lease a standby place. Raises `NotFound`, `Gone`, `Invalid` (no such place), `NoSource` (not any more), `Busy`, `QuotaExceeded`."""
     record = _open(await find(context, client, id))
     if record.operation is Operation.UPLOAD:
         return await upload.activate_destination(context, client, id, request)
@@ -153,27 +160,39 @@ async def activate_place(context: Context, client: Client, id: UUID, request: Ma
         raise errors.Invalid("The ticket names no such store.", field="store", expected="a store of the ticket's sources")
     if reason is not None:
         raise errors.NoSource("This place can be offered no more.", extra={"excluded": [{"store": store.name, "reason": reason}]})
-    if store.read_slots is not None:
-        wants = [leases.Want(store.id, "read", admit.lease_seconds(found[index].seconds, context.policy.admit))]
+    party = party_of(context, client.principal)
+    if store.read_slots is not None or party.is_limited:
         held = {lease.store_id for lease in await leases.held(context.db, id)}
-        if store.id not in held and not await _grant_or_sweep(context, id, wants):
-            ends = (await leases.ends(context.db, [store.id], Direction.READ, 1)).get(store.id, ())
-            wait = max(1.0, ends[0] - context.clock()) if ends else context.policy.admit.retry_seconds
-            raise errors.Busy("The store is at its limit.", retry_after=min(wait, context.policy.admit.max_retry_seconds))
+        if store.id not in held and not await _grant_or_sweep(context, party, record, found[index]):
+            raise await _refusal(context, client, record, {store.id: found[index].seconds}, "The store is at its limit.")
     if not found[index].active:
         await _set_active(context, id, found, index)
     return await _render(context, client, await find(context, client, id))
 
 
-async def _grant_or_sweep(context: Context, id: UUID, wants: Sequence[leases.Want]) -> bool:
-    """Ask for leases on an existing ticket, once more after expired ones were swept. Whether any was granted."""
+async def _grant_or_sweep(context: Context, party: Party, record: TicketRecord, place: Recorded) -> bool:
+    """Ask for a lease for an existing ticket, once more after expired ones were swept. Whether it was granted. Raises `QuotaExceeded`."""
+    seconds = admit.lease_seconds(place.seconds, context.policy.admit)
+    want = leases.Want(place.store_id, "read", seconds, min(place.seconds, seconds), record.size or 0)
+    over_limit = False
     for _ in range(2):
-        ((grant, held),) = await context.grants([leases.GrantRequest(str(id), None, wants, False)])
+        ((grant, held),) = await context.grants([leases.GrantRequest(str(record.id), None, [want], False, party)])
         context.memory.note_leases(held)
         if grant.leases:
             return True
+        over_limit = grant.over_limit
         await leases.sweep(context.db)
+    if over_limit:
+        context.metrics.quota_refusals.inc("download")
+        turn = await promises.until_within_limit(context, party, want.bytes)
+        raise errors.QuotaExceeded("The project holds as many leases as it may.", retry_after=turn)
     return False
+
+
+async def _refusal(context: Context, client: Client, record: TicketRecord, stores: dict[int, float], detail: str) -> errors.Busy:
+    party = party_of(context, client.principal)
+    turn = await promises.until_turn(context, f"{client.name} {record.blob_id}", party, stores, Direction.READ)
+    return errors.Busy(detail, retry_after=turn)
 
 
 def _open(record: TicketRecord) -> TicketRecord:

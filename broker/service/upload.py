@@ -35,7 +35,7 @@ MOST_TTLS = 7
 async def upload(context: Context, client: Client, request: Mapping[str, Any], ticket_id: UUID | None = None) -> dict[str, Any]:
     """An upload ticket. With the id of an earlier request it is that one's ticket, finished if a broker died over it.
 
-    Raises `Forbidden`, `NotFound`, `Conflict`, `Invalid`, `NoDestination`, `TooLarge`, `Busy`, `StoreUnavailable`, `Gone`.
+    Raises `Forbidden`, `NotFound`, `Conflict`, `Invalid`, `NoDestination`, `TooLarge`, `Busy`, `QuotaExceeded`, `StoreUnavailable`, `Gone`.
     """
     id = ticket_id or new_id(context.clock())
     excluded: list[dict[str, str]] = []
@@ -105,11 +105,11 @@ async def _take_one(context: Context, client: Client, upload: Upload, excluded: 
         if store is None:
             continue
         try:
-            await destinations.take(context, upload.id, store)
+            await destinations.take(context, client, upload.id, store)
             return
-        except (errors.Busy, errors.NoDestination) as error:
+        except (errors.Busy, errors.QuotaExceeded, errors.NoDestination) as error:
             excluded += error.extra.get("excluded", [])
-            last = error if not isinstance(last, errors.Busy) else last
+            last = _worth_waiting(last, error)
         except errors.StoreUnavailable as error:
             excluded.append({"store": store.name, "reason": destinations.UNREACHABLE})
             last = error if not isinstance(last, errors.Busy) else last
@@ -120,6 +120,17 @@ async def _take_one(context: Context, client: Client, upload: Upload, excluded: 
     last.extra["excluded"] = excluded
     context.metrics.ticket("upload", last.type)
     raise last
+
+
+def _worth_waiting(before: errors.BrokerError, error: errors.BrokerError) -> errors.BrokerError:
+    """The refusal to tell of two: one that can be waited for, for all stores that can, and the sooner turn."""
+    waits = errors.Busy | errors.QuotaExceeded
+    if not isinstance(before, waits):
+        return error
+    if isinstance(error, waits):
+        before.stores = {**before.stores, **error.stores}
+        before.retry_after = min(before.retry_after or 0.0, error.retry_after or 0.0)
+    return before
 
 
 async def _link(context: Context, client: Client, id: UUID, target: Target, known: Known) -> bool:
@@ -176,8 +187,11 @@ async def sign_parts(context: Context, client: Client, ticket: UUID, request: Ma
     if place.part_size is None or place.multipart_id is None:
         raise errors.Conflict("This upload goes in one PUT; refresh the ticket for another URL.")
     digests = {int(number): told for number, told in request.get("digests", {}).items()}
-    if not await destinations.lease(context, mine.id, store, destinations.lease_seconds(context, place)):
-        raise errors.Conflict("The lease has ended and the store is at its limit; refresh the ticket later.", retry_after=10.0)
+    try:
+        await destinations.lease(context, client, mine, place, store)
+    except errors.Busy as error:
+        told = error.retry_after
+        raise errors.Conflict("The lease has ended and the store is at its limit; refresh the ticket later.", retry_after=told) from None
     mine = await _touch(context, client, mine)
     return {"store": store.name, "parts": await parts.sign(context, mine, place, store, request["numbers"], digests)}
 
@@ -188,7 +202,7 @@ async def activate_destination(context: Context, client: Client, ticket: UUID, r
     store = context.memory.store(request["store"])
     if store is None or mine.destination(store.id) is None:
         raise errors.Invalid("The ticket names no such store.", field="store", expected="a store of the ticket's destinations")
-    await destinations.take(context, mine.id, store)
+    await destinations.take(context, client, mine.id, store)
     return await _answer(context, await _touch(context, client, mine), [], most=len(mine.destinations))
 
 
@@ -201,7 +215,7 @@ async def refresh_upload(context: Context, client: Client, ticket: UUID) -> dict
     for place in mine.destinations:
         store = context.memory.store_by_id(place.store_id)
         if store is not None and place.state == "active":
-            await destinations.take(context, mine.id, store)
+            await destinations.take(context, client, mine.id, store)
     return await _answer(context, await _touch(context, client, mine), [], most=len(mine.destinations))
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from aiohttp import web
+
 from broker.errors import Conflict, Invalid, PreconditionFailed, PreconditionRequired, Unauthenticated
 from broker.model import Client, new_id
 from broker.service import idempotency
@@ -35,6 +37,11 @@ class Call:
     headers: dict[str, Any] = field(default_factory=dict)
     body: Any = None
     _client: Client | None = None
+    _request: web.BaseRequest | None = None
+
+    def is_gone(self) -> bool:
+        """Whether the client has closed the connection: nobody will read an answer."""
+        return self._request is not None and self._request.transport is None
 
     @property
     def client(self) -> Client:

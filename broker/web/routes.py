@@ -199,7 +199,7 @@ class Api:
         client = await self._identify(headers, request.remote or "") if route.secured else None
         if route.roles and (client is None or client.principal.role not in route.roles):
             raise errors.Forbidden()
-        call = Call(self._context, route.id, _client=client)
+        call = Call(self._context, route.id, _client=client, _request=request)
         if route.path is not None:
             call.path = route.path(path)
         call.query = route.query.query(query)

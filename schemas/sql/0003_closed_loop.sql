@@ -50,3 +50,67 @@ ALTER TABLE uploads ADD COLUMN sent_at timestamptz;
 
 -- Why the ticket's places were chosen, beyond what is in them; NULL when there is nothing to tell.
 ALTER TABLE tickets ADD COLUMN why jsonb;
+
+-- Admission (broker/catalog/leases.py, contention.py, quotas.py).
+
+-- What a lease is held for, and when its transfer is expected to end: expires_at is later by a margin. A counted lease is in usage.
+ALTER TABLE leases ADD COLUMN project text NOT NULL DEFAULT '';
+ALTER TABLE leases ADD COLUMN priority double precision NOT NULL DEFAULT 1;
+ALTER TABLE leases ADD COLUMN bytes bigint NOT NULL DEFAULT 0;
+ALTER TABLE leases ADD COLUMN counted boolean NOT NULL DEFAULT false;
+ALTER TABLE leases ADD COLUMN expected_at timestamptz;
+
+-- How long leases lasted lately: sums over those that were given back, each one a twentieth less at the next.
+ALTER TABLE slots ADD COLUMN ended double precision NOT NULL DEFAULT 0;
+ALTER TABLE slots ADD COLUMN lasted_seconds double precision NOT NULL DEFAULT 0;
+ALTER TABLE slots ADD COLUMN expected_seconds double precision NOT NULL DEFAULT 0;
+
+-- Requests that wait for a slot; their id is that of the ticket to be. They count while their broker is alive (desks.seen_at).
+CREATE TABLE waits (
+    id         uuid PRIMARY KEY,
+    desk       uuid NOT NULL,
+    project    text NOT NULL,
+    priority   double precision NOT NULL,
+    weight     double precision NOT NULL CHECK (weight > 0),
+    max_leases integer,
+    max_bytes  bigint,
+    direction  text NOT NULL,
+    store_ids  integer[] NOT NULL,
+    bytes      bigint NOT NULL,
+    asked_at   timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+-- Brokers at which somebody waits; those that died are swept away with their waits.
+CREATE TABLE desks (
+    id      uuid PRIMARY KEY,
+    seen_at timestamptz NOT NULL
+) WITH (fillfactor = 20);
+
+-- What administrators allow a project. NULL: as the configuration says.
+CREATE TABLE quotas (
+    project    text PRIMARY KEY,
+    max_leases integer CHECK (max_leases >= 0),
+    max_bytes  bigint CHECK (max_bytes >= 0),
+    weight     double precision CHECK (weight > 0)
+);
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE ON quotas FOR EACH ROW EXECUTE FUNCTION record_change('quota', 'project');
+
+-- What a project with limits holds: its counted leases, kept by triggers, so that code of the version before counts right too.
+CREATE TABLE usage (
+    project text PRIMARY KEY,
+    leases  integer NOT NULL DEFAULT 0,
+    bytes   bigint NOT NULL DEFAULT 0
+) WITH (fillfactor = 50);
+
+CREATE FUNCTION count_usage() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO usage (project, leases, bytes) VALUES (NEW.project, 1, NEW.bytes)
+            ON CONFLICT (project) DO UPDATE SET leases = usage.leases + 1, bytes = usage.bytes + NEW.bytes;
+    ELSE
+        UPDATE usage SET leases = leases - 1, bytes = bytes - OLD.bytes WHERE project = OLD.project;
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER used AFTER INSERT ON leases FOR EACH ROW WHEN (NEW.counted) EXECUTE FUNCTION count_usage();
+CREATE TRIGGER unused AFTER DELETE ON leases FOR EACH ROW WHEN (OLD.counted) EXECUTE FUNCTION count_usage();

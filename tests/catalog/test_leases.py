@@ -13,7 +13,7 @@ from broker import metrics
 from broker.catalog import connect, leases, tickets
 from broker.catalog.coalesce import Coalescer
 from broker.catalog.leases import GrantRequest, TicketRow, Want
-from broker.model import Direction, Operation, new_id
+from broker.model import Operation, new_id
 from tests.catalog import rows
 
 
@@ -172,10 +172,3 @@ async def test_a_storm_of_four_brokers_stays_within_the_slots(any_pool: Any) -> 
     for store in stores:
         leased, kept = await count(any_pool, store)
         assert leased == kept
-
-
-async def test_ends_are_told_earliest_first(pool: Any) -> None:
-    store = await rows.store(pool, read=5)
-    await leases.grant(pool, [ask(Want(store, "read", seconds)) for seconds in (300, 100, 200)])
-    ends = (await leases.ends(pool, [store], Direction.READ, 2))[store]
-    assert len(ends) == 2 and ends[0] < ends[1] < ends[0] + 101

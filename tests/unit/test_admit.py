@@ -10,19 +10,17 @@ from hypothesis import strategies as st
 
 from broker.admit import (
     Admitted,
-    Full,
     Offer,
     Policy,
     has_slot,
     lease_seconds,
     next_wants,
-    retry_after,
+    retry_seconds,
     settle,
     ticket_seconds,
 )
 from broker.paths import Load
 
-NOW = 1000.0
 POLICY = Policy()
 
 
@@ -78,34 +76,23 @@ def test_next_wants(
         (("c", "a"), 3, Admitted((0, 2), (1,))),
         (("b",), 1, Admitted((1,), ())),
         (("a", "b"), 1, Admitted((0, 1), ())),
-        ((), 3, Full(POLICY.retry_seconds)),
+        ((), 3, None),
     ],
 )
-def test_settle(granted: tuple[str, ...], count: int, admission: Admitted | Full) -> None:
-    assert settle(ABC, granted, {}, count, NOW, POLICY) == admission
+def test_settle(granted: tuple[str, ...], count: int, admission: Admitted | None) -> None:
+    assert settle(ABC, granted, count) == admission
 
 
 def test_a_second_replica_on_a_leased_store_stands_by() -> None:
-    assert settle(offers(("a", 1), ("a", 1)), ("a",), {}, 3, NOW, POLICY) == Admitted((0,), (1,))
+    assert settle(offers(("a", 1), ("a", 1)), ("a",), 3) == Admitted((0,), (1,))
 
 
 @pytest.mark.parametrize(
-    ("listed", "loads", "seconds"),
-    [
-        pytest.param(offers(("a", 2)), {"a": Load(2, ends=(NOW + 7, NOW + 9))}, 7, id="the first end"),
-        pytest.param(offers(("a", 2)), {"a": Load(3, ends=(NOW + 7, NOW + 9))}, 9, id="slots were lowered: one more must end"),
-        pytest.param(offers(("a", 2)), {"a": Load(4, ends=(NOW + 7, NOW + 9))}, 10, id="too few ends known"),
-        pytest.param(offers(("a", 2)), {"a": Load(1, ends=(NOW + 7,))}, 10, id="not full after all"),
-        pytest.param(offers(("a", 2), ("b", 1)), {"a": Load(2, ends=(NOW + 7,)), "b": Load(1, ends=(NOW + 3,))}, 3, id="the soonest store"),
-        pytest.param(offers(("a", 0)), {"a": Load(0, ends=(NOW + 7,))}, 10, id="drained"),
-        pytest.param(offers(("a", None)), {}, 10, id="no slots, no ends"),
-        pytest.param(offers(("a", 1)), {"a": Load(1, ends=(NOW - 50,))}, 1, id="overdue"),
-        pytest.param(offers(("a", 1)), {"a": Load(1, ends=(NOW + 5000,))}, 120, id="far off"),
-        pytest.param([], {}, 10, id="nothing offered"),
-    ],
+    ("turns", "seconds"),
+    [([7.0, 9.0], 7), ([None, 3.0], 3), ([None], 10), ([], 10), ([0.0], 1), ([5000.0], 120)],
 )
-def test_retry_after(listed: list[Offer], loads: dict[str, Load], seconds: float) -> None:
-    assert retry_after(listed, loads, NOW, POLICY) == pytest.approx(seconds)
+def test_retry_seconds(turns: list[float | None], seconds: float) -> None:
+    assert retry_seconds(turns, POLICY) == seconds
 
 
 @pytest.mark.parametrize(
@@ -152,10 +139,9 @@ def test_leases_never_exceed_slots(listed: list[Offer], leased: dict[str, int], 
             assert limit is None or stands.get(store, 0) <= max(limit, leased.get(store, 0))
         could = any(has_slot(slots[store], Load(stands.get(store, 0))) for store in slots)
         assert granted or not could, "a slot was free and nobody got it"
-        settled = settle(listed, granted, loads, 3, NOW, POLICY)
-        if isinstance(settled, Full):
+        settled = settle(listed, granted, 3)
+        if settled is None:
             assert not granted
-            assert POLICY.min_retry_seconds <= settled.retry_after <= POLICY.max_retry_seconds
         else:
             assert {listed[index].store for index in settled.active} == set(granted)
             assert not set(settled.active) & set(settled.standby)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 from broker import errors
-from broker.model import new_ids
-from broker.service import commit, negotiate, report, tickets, upload
+from broker.model import Direction, new_ids
+from broker.service import commit, negotiate, report, tickets, upload, wait
 from broker.web.call import Answer, Call
 
 __all__ = [
@@ -18,16 +19,15 @@ __all__ = [
 
 async def create_ticket(call: Call) -> Answer:
     if call.body["operation"] == "download" and "Idempotency-Key" not in call.headers:  # a new one for sure
-        id = new_ids(1, call.context.clock())[0]
-        return _created(await negotiate.download(call.context, call.client, call.body, id))
+        return _created(await _download(call, new_ids(1, call.context.clock())[0]))
     claim = await call.claim()
     ticket = await tickets.show_again(call.context, call.client, claim.id) if claim.repeated else None
     if ticket is None:
         try:
             if call.body["operation"] == "download":
-                ticket = await negotiate.download(call.context, call.client, call.body, str(claim.id))
+                ticket = await _download(call, str(claim.id))
             else:
-                ticket = await upload.upload(call.context, call.client, call.body, claim.id)
+                ticket = await _upload(call, claim.id)
         except errors.Busy:
             # Of the same request sent twice at once, the slower one gets no lease, but the other one's ticket.
             ticket = await tickets.show_again(call.context, call.client, claim.id) if "Idempotency-Key" in call.headers else None
@@ -36,12 +36,41 @@ async def create_ticket(call: Call) -> Answer:
     return _created(ticket)
 
 
+async def _download(call: Call, id: str) -> dict[str, Any]:
+    context, client, body = call.context, call.client, call.body
+    seconds = body.get("wait", 0)
+    if not seconds:
+        return await negotiate.download(context, client, body, id)
+
+    async def ask(due: frozenset[int]) -> dict[str, Any]:
+        return await negotiate.download(context, client, body, id, due)
+
+    return await wait.patiently(context, client, id, Direction.READ, seconds, ask, call.is_gone)
+
+
+async def _upload(call: Call, id: UUID) -> dict[str, Any]:
+    context, client, body = call.context, call.client, call.body
+
+    async def ask(due: frozenset[int]) -> dict[str, Any]:
+        return await upload.upload(context, client, body, id)
+
+    seconds = body.get("wait", 0)
+    return (
+        await wait.patiently(context, client, str(id), Direction.WRITE, seconds, ask, call.is_gone) if seconds else await ask(frozenset())
+    )
+
+
 def _created(ticket: Mapping[str, Any]) -> Answer:
     return Answer(201, ticket, {"Location": f"/v1/tickets/{ticket['id']}"})
 
 
 async def create_tickets(call: Call) -> Answer:
     asked = call.body["tickets"]
+    for index, request in enumerate(asked):
+        if "wait" in request:
+            raise errors.Invalid(
+                "A batch does not wait.", field=f"tickets.{index}.wait", expected="no wait; ask for a single ticket to wait"
+            )
     ids = new_ids(len(asked), call.context.clock())
     results = await negotiate.download_many(call.context, call.client, list(zip(ids, asked, strict=True)))
     return Answer(200, {"tickets": [result.problem() if isinstance(result, errors.BrokerError) else result for result in results]})
