@@ -258,6 +258,19 @@ FAIRNESS = Board(
         ),
         graph("Fairness", "none", Query(select("job:broker_project_leases:fairness10m"), "Jain's index"), most=1),
         graph(
+            "Requests that wait", "none", Query(level("broker_waiting", BOTH), STORE),
+            text="For a slot; one that waits for several stores counts at each.",
+        ),
+        graph("Time that requests waited", "s", *halves("broker_wait_seconds", "outcome", "{{outcome}}")),
+        graph("Refused for their project's quota", "reqps", Query(rate("broker_quota_refusals_total", "operation"), "{{operation}}")),
+        graph(
+            "Seconds until a slot over Retry-After", "none",
+            Query(quantile(0.1, "broker_retry_after_ratio", "how"), "{{how}} p10"),
+            Query(quantile(0.5, "broker_retry_after_ratio", "how"), "{{how}} p50"),
+            Query(quantile(0.9, "broker_retry_after_ratio", "how"), "{{how}} p90"),
+            text="1 is a promise that came true; above it the slot came later. Who returned never comes before its time.",
+        ),
+        graph(
             "Share of the largest project", "percentunit",
             Query(f"max({HELD}) / sum({HELD})", "largest"), most=1,
         ),
