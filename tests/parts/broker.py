@@ -223,8 +223,11 @@ def serve(
     host: str = "127.0.0.1",
     options: Sequence[str] = (),
     authority: Authority | None = None,
+    http: str = "",
 ) -> Iterator[BrokerProcess]:
-    """`broker serve` on the database with this URL, keeping its files in `place`. `settings` is more TOML. Killed at the end.
+    """`broker serve` on the database with this URL, keeping its files in `place`. Killed at the end.
+
+    `settings` is more TOML, `http` more lines of that section.
 
     With an `authority` the API has a certificate of it.
     A second one with the same `place` and `port` is a restart; several with the same `place` and `public_url` belong together.
@@ -240,7 +243,7 @@ def serve(
         url, secured = f"https://{host}:{api_port}", f'tls_certificate = "{certificate}"\ntls_key = "{key}"\n'
     file.write_text(
         f'data_dir = "{place / "data"}"\n[http]\nlisten = "{host}:{api_port}"\nmetrics_listen = "127.0.0.1:{metrics_port}"\n'
-        f'public_url = "{public_url or url}"\n{secured}'
+        f'public_url = "{public_url or url}"\n{secured}{http}'
         f'[database]\nurl = "{database}"\nmigrate = "auto"\n{settings}'
     )
     file.chmod(0o600)

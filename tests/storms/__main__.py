@@ -1,6 +1,7 @@
 """``python -m tests.storms NAME [OPTIONS]``: JSON lines with what was seen, then a line for people; exits 1 when a promise was broken.
 
 ``leases`` proves invariant 3: four brokers on one PostgreSQL, two of which are killed or stopped at any time.
+``dashboards`` runs every expression of deploy/prometheus and deploy/grafana on a Prometheus that looks at a busy broker.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("leases",)
+NAMES = ("leases", "dashboards")
 
 
 def main() -> None:
