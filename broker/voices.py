@@ -6,6 +6,9 @@ Rules
 - At its own site, which token or network prove, a report counts in full. To wider sites a voice adds less and less: after
   reports that weigh W, decayed like the averages, it has added `heard(W)` at most, whatever it did, and that is less than
   `MOST`. So one client never weighs more than `MOST` fresh reports in the view of any other network.
+- Nor does it weigh more by saying something extreme: what wider sites hear of one report is a rate within `RATE_FACTOR` of what they know,
+  for a time at most `TIME_FACTOR` times what reports told on average, and the same for the setup. Where they know nothing, the time
+  is `UNKNOWN_SECONDS` at most. So rates of other networks move with the share of voices, not with the size of a lie.
 - `heard` is concave and 0 at 0, so decay never lets a voice add more than that: k · heard(W) ≤ heard(k · W) for 0 ≤ k ≤ 1.
 """
 
@@ -15,11 +18,18 @@ import ipaddress
 from functools import lru_cache
 from typing import NamedTuple
 
+from broker.paths import Contribution
+
 SPARE = 2.0
 """How fast a voice fades: its first report counts 1, its second 1/2, its third 3/10."""
 
 MOST = 1.0 + SPARE
 """What one voice can weigh at wider sites, in reports; it comes near, and never reaches it."""
+
+
+RATE_FACTOR = 4.0
+TIME_FACTOR = 2.0
+UNKNOWN_SECONDS = 60.0
 
 
 class Voice(NamedTuple):
@@ -45,6 +55,23 @@ def heard(weight: float) -> float:
 def share(before: float, added: float) -> float:
     """The part of reports weighing `added`, from a voice that weighs `before`, that wider sites hear; 0 to 1."""
     return min(1.0, MOST * SPARE / ((SPARE + before) * (SPARE + before + added)))
+
+
+def moderated(told: Contribution, known: Contribution | None) -> Contribution:
+    """What wider sites would hear of a report if it were the first of its voice; `known` are their sums before."""
+    busy = _bounded(told.busy_seconds, told.weight, known and known.busy_seconds, known and known.weight)
+    rate = told.bytes / told.busy_seconds if told.busy_seconds > 0 else 0.0
+    if known is not None and known.busy_seconds > 0 and known.bytes > 0:
+        before = known.bytes / known.busy_seconds
+        rate = min(max(rate, before / RATE_FACTOR), before * RATE_FACTOR)
+    setup = _bounded(told.setup, told.setup_weight, known and known.setup, known and known.setup_weight)
+    return told._replace(bytes=rate * busy, busy_seconds=busy, setup=setup)
+
+
+def _bounded(seconds: float, weight: float, known: float | None, known_weight: float | None) -> float:
+    """Seconds of a report, bounded by what reports told on average."""
+    mean = known / known_weight * TIME_FACTOR if known and known_weight else UNKNOWN_SECONDS
+    return min(seconds, weight * mean)
 
 
 @lru_cache(maxsize=16384)

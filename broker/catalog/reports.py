@@ -19,7 +19,7 @@ from broker.catalog.connect import reachable
 from broker.catalog.paths import SUMS
 from broker.paths import Contribution
 from broker.suspicion import HALF_LIFE_SECONDS, WINDOW_SECONDS, Words
-from broker.voices import MOST, SPARE, Voice
+from broker.voices import MOST, RATE_FACTOR, SPARE, TIME_FACTOR, UNKNOWN_SECONDS, Voice
 
 KEPT_SECONDS = 86400.0
 """After so long without a word a voice is forgotten."""
@@ -60,6 +60,12 @@ class Noted(NamedTuple):
 # What is left of a weight; PostgreSQL makes an error of what is too small for a number, so nothing fades by more than 2^-1000.
 _KEPT = "power(2.0, -least(1000, greatest(0, extract(epoch FROM now() - v.{at})::float8) / {half_life}))"
 
+# What reports told on average, of what a wider site knows; `broker.voices.moderated` says the same.
+_MEAN_BUSY, _MEAN_SETUP = (
+    f"coalesce({TIME_FACTOR} * nullif(k.{name}, 0) / nullif(k.{weight}, 0), {UNKNOWN_SECONDS})"
+    for name, weight in (("busy_seconds", "weight"), ("setup", "setup_weight"))
+)
+
 # $1-$15: a column each of the reports; $16-$24: a column each of the contributions, by the report's number; $25: the averages' half-life.
 _RECORD = f"""
 WITH told AS MATERIALIZED (
@@ -99,11 +105,20 @@ WITH told AS MATERIALIZED (
     FROM spoken s JOIN voiced v USING (voice, store_id, direction)
 ), added AS (
     SELECT c.site, t.store_id, t.direction,
-           {", ".join(f"sum(c.{name} * CASE WHEN c.own THEN 1 ELSE h.share END) AS {name}" for name in SUMS)}
+           sum(c.weight * a.share) AS weight, sum(c.good * a.share) AS good, sum(a.rate * a.busy * a.share) AS bytes,
+           sum(a.busy * a.share) AS busy_seconds, sum(c.setup_weight * a.share) AS setup_weight, sum(a.setup * a.share) AS setup
     FROM counted t
     JOIN unnest($16::bigint[], $17::text[], $18::bool[], {", ".join(f"${n}::float8[]" for n in range(19, 25))})
         AS c (n, site, own, {", ".join(SUMS)}) USING (n)
     JOIN heard h ON h.voice = t.voice AND h.store_id = t.store_id AND h.direction = t.direction
+    LEFT JOIN paths k ON NOT c.own AND k.site = c.site AND k.store_id = t.store_id AND k.direction = t.direction
+    CROSS JOIN LATERAL (SELECT coalesce(k.bytes / nullif(k.busy_seconds, 0), 0) AS rate) b
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN c.own THEN 1 ELSE h.share END AS share,
+               CASE WHEN c.own THEN c.busy_seconds ELSE least(c.busy_seconds, c.weight * {_MEAN_BUSY}) END AS busy,
+               CASE WHEN c.own THEN c.setup ELSE least(c.setup, c.setup_weight * {_MEAN_SETUP}) END AS setup,
+               CASE WHEN c.busy_seconds <= 0 THEN 0 WHEN c.own OR b.rate <= 0 THEN c.bytes / c.busy_seconds
+                    ELSE least(greatest(c.bytes / c.busy_seconds, b.rate / {RATE_FACTOR}), b.rate * {RATE_FACTOR}) END AS rate) a
     GROUP BY c.site, t.store_id, t.direction
 ), averaged AS (
     INSERT INTO paths AS v (site, store_id, direction, {", ".join(SUMS)}, updated_at)

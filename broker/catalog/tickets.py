@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -48,6 +48,15 @@ async def get(db: Any, id: UUID) -> TicketRecord | None:
     with reachable():
         row = await db.fetchrow(f"SELECT {FIELDS} FROM tickets t WHERE t.id = $1", id)  # noqa: S608 - only the names above
     return None if row is None else read(row)
+
+
+async def tell_why(db: Any, whys: Mapping[UUID, Any]) -> None:
+    """Record why these tickets' places were chosen, beyond what is in them."""
+    with reachable():
+        await db.execute(
+            "UPDATE tickets t SET why = w.why FROM unnest($1::uuid[], $2::jsonb[]) AS w (id, why) WHERE t.id = w.id",
+            list(whys), list(whys.values()),
+        )  # fmt: skip
 
 
 async def release(db: Any, id: UUID) -> None:

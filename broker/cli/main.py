@@ -17,6 +17,7 @@ COMMANDS = {
     "ls": "List images, stores, replicas, sites, paths.",
     "show": "Show an image, its blobs and where they lie.",
     "ticket": "Ask for a ticket and show it.",
+    "why": "Show what a ticket would name, and why.",
     "image": "Name, change and delete images.",
     "replica": "Register objects as replicas, change and forget them.",
     "store": "Register, probe, change and list stores.",

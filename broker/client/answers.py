@@ -227,6 +227,45 @@ class TicketState:
 
 
 @dataclass(frozen=True, slots=True)
+class Weighed:
+    """One place that would be offered, with the numbers of the decision; `active` are the leases on it, `doubt` is everyone's, 0 to 1."""
+
+    store: str
+    site: str
+    estimate: Estimate
+    weight: float
+    evidence: float
+    doubt: float
+    active: int
+    slots: int | None
+
+    @classmethod
+    def read(cls, document: Document) -> Self:
+        return cls(
+            document["store"], document["site"], Estimate.read(document["estimate"]), document["weight"], document["evidence"],
+            document["doubt"], document["active"], document["slots"],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a download ticket would name for clients at `site`, likeliest first, and why others are out."""
+
+    blob: Blob
+    site: str | None
+    candidates: tuple[Weighed, ...]
+    excluded: tuple[Excluded, ...]
+    document: Document = field(repr=False)
+
+    @classmethod
+    def read(cls, document: Document) -> Self:
+        return cls(
+            Blob.read(document["blob"]), document["site"], tuple(map(Weighed.read, document["candidates"])),
+            tuple(map(Excluded.read, document["excluded"])), document,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Replica:
     """A blob at a store."""
 

@@ -27,6 +27,7 @@ from broker.client import answers, settings
 from broker.client.answers import (
     Blob,
     Committed,
+    Explanation,
     Image,
     Part,
     Path,
@@ -139,6 +140,13 @@ class Broker:
         """Many downloads at once: a ticket or the problem for each, in order."""
         document, _ = await self._ask("POST", "/v1/tickets:batch", {"tickets": list(requests)})
         return [Ticket.read(item) if "id" in item else problem(item["status"], item) for item in document["tickets"]]
+
+    async def explain(
+        self, *, image: UUID | None = None, blob: UUID | None = None, formats: Sequence[str] = (), site: str | None = None
+    ) -> Explanation:
+        """What a download ticket would name now, and why; nothing is leased. Administrators may name any site."""
+        request = {"operation": "download", "image": image, "blob": blob, "formats": formats, "site": site}
+        return Explanation.read((await self._ask("POST", "/v1/tickets:explain", _given(request)))[0])
 
     async def ticket(self, id: UUID) -> TicketState:
         return TicketState.read((await self._ask("GET", f"/v1/tickets/{id}"))[0])

@@ -15,7 +15,7 @@ from uuid import UUID
 import orjson
 
 from broker import accept, admit, errors, rank
-from broker.catalog import leases
+from broker.catalog import leases, tickets
 from broker.catalog.compact import CompactBlob
 from broker.catalog.leases import Party
 from broker.model import Client, Direction, Image, Operation
@@ -81,6 +81,7 @@ async def download_many(
                 results[index] = error
     if plans:
         await _admit(context, client, plans)
+        await _tell_why(context, plans)
     return [_answer(context, name, result, now) if isinstance(result, Plan) else result for result in results]
 
 
@@ -118,15 +119,16 @@ async def _choose_blobs(
     images = await context.memory.hot.images([request["image"] for request in requests])
     for request, found in zip(requests, images, strict=True):
         try:
-            image = _readable(client, found)
-            format = _choose_format(image, request.get("formats"))
+            image = readable_image(client, found)
+            format = choose_format(image, request.get("formats"))
             chosen.append((str(image.blobs[format]), image.id, format))
         except errors.BrokerError as error:
             chosen.append(error)
     return iter(chosen)
 
 
-def _readable(client: Client, image: Image | None) -> Image:
+def readable_image(client: Client, image: Image | None) -> Image:
+    """The image, if the client may read it. Raises `NotFound`, `Forbidden`."""
     if image is None or not may_see_image(client.principal, image.project, image.visibility):
         raise errors.NotFound("No such image.")
     if not may_read_image(client.principal, ImageAccess(image.id, image.project, image.visibility, image.status, "")):
@@ -134,8 +136,8 @@ def _readable(client: Client, image: Image | None) -> Image:
     return image
 
 
-def _choose_format(image: Image, formats: Sequence[str] | None) -> str:
-    """The first format that the client asked for and the image has; the first of all when it did not ask."""
+def choose_format(image: Image, formats: Sequence[str] | None) -> str:
+    """The first format that the client asked for and the image has; the first of all when it did not ask. Raises `NoSource`."""
     for format in formats or sorted(image.blobs):
         if format in image.blobs:
             return format
@@ -252,6 +254,13 @@ def _lease_bytes(plan: Plan) -> int:
 def _who(client: str, plan: Plan) -> str:
     """Names whoever asks for this blob, to know it again when it comes back."""
     return f"{client} {plan.target.blob.id}"
+
+
+async def _tell_why(context: Context, plans: Sequence[Plan]) -> None:
+    """Record what was excluded with the tickets; nearly always there is nothing."""
+    whys = {UUID(plan.id): {"excluded": plan.excluded} for plan in plans if plan.excluded and plan.expires_at is not None}
+    if whys:
+        await tickets.tell_why(context.db, whys)
 
 
 def _wants(context: Context, plan: Plan) -> bool:

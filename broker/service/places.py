@@ -13,7 +13,7 @@ import orjson
 
 from broker import errors, rank
 from broker.accept import Candidate
-from broker.model import Handle
+from broker.model import Handle, Store
 from broker.service import reads
 from broker.service.context import Context
 from broker.service.reads import Until
@@ -50,6 +50,12 @@ class Recorded(NamedTuple):
     success: float
     basis: str
     weight: float
+
+    def place_at(self, store: Store) -> Place:
+        """The same place as it was, at that store."""
+        return Place(
+            store.name, store.site, store.kind, "", "", self.seconds, self.rate, self.setup_seconds, self.success, self.basis, self.weight
+        )
 
     def place(self, candidate: Candidate, state: str) -> Place:
         """The same place as it may be offered now."""

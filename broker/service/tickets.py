@@ -22,7 +22,7 @@ from broker.catalog.tickets import TicketRecord
 from broker.model import Client, Direction, Operation, client_name
 from broker.paths import IDLE
 from broker.permit import may_read_blob
-from broker.service import asked, places, promises, upload, ways
+from broker.service import asked, explain, places, promises, upload, ways
 from broker.service.context import Context
 from broker.service.instants import instant
 from broker.service.parties import party_of
@@ -42,7 +42,7 @@ async def get_ticket(context: Context, client: Client, id: UUID) -> dict[str, An
     """The ticket as it stands: state and leases, and for an upload the parts that have arrived. Raises `NotFound`."""
     record = await find(context, client, id)
     if record.operation is Operation.UPLOAD:
-        return await upload.upload_state(context, client, record.id)
+        return await upload.upload_state(context, client, record.id) | {"why": explain.why(context, client, record)}
     blob = await context.memory.blob(record.blob_id)
     if blob is None:
         raise errors.NotFound("No such ticket.")
@@ -64,6 +64,7 @@ async def get_ticket(context: Context, client: Client, id: UUID) -> dict[str, An
         "blob": orjson.Fragment(blob.summary),
         "expires_at": instant(record.expires_at),
         "places": shown_places,
+        "why": explain.why(context, client, record),
     }
     if record.image_id is not None:
         answer["image"] = str(record.image_id)

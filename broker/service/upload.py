@@ -57,6 +57,8 @@ async def upload(context: Context, client: Client, request: Mapping[str, Any], t
         wait = context.policy.admit.min_retry_seconds
         raise errors.Busy("No store can take the upload now.", retry_after=wait, extra={"excluded": excluded}) from None
     await _record(context, client, mine)
+    if excluded:
+        await records.tell_why(context.db, {id: {"excluded": excluded}})
     context.metrics.ticket("upload", "granted" if mine.destinations else "known", _first_store(context, mine))
     return await _answer(context, mine, excluded, most=request.get("count", 1))
 

@@ -12,7 +12,7 @@ from broker.catalog.reports import ReportRow
 from broker.model import Outcome, new_id
 from broker.paths import Contribution, PathAverage, Policy, Report, contribution, observe
 from broker.suspicion import HALF_LIFE_SECONDS, Words
-from broker.voices import MOST, share, voice
+from broker.voices import MOST, moderated, share, voice
 from tests.catalog import rows
 
 HALF_LIFE = 600.0
@@ -88,6 +88,25 @@ async def test_wider_sites_hear_what_the_pure_decision_says(pool: Any) -> None:
         expected, weight = expected / 2, weight / 2
     found = {key.site: average.weight / 2 for key, average in (await paths.since(pool, 0)).items()}
     assert found == pytest.approx({"eu/az1": weight, "eu": expected, "": expected}, rel=1e-3)
+
+
+async def test_wider_sites_hear_extremes_as_the_pure_decision_says(pool: Any) -> None:
+    store = await rows.store(pool)
+    known: Contribution | None = None
+    for number, told in enumerate(
+        [
+            Contribution(1, 1, 1e9, 100, 1, 90.0),  # nothing is known: time is bounded
+            Contribution(1, 1, 1e9, 0.001, 1, 0.5),
+            Contribution(1, 0, 0, 0, 0, 0),
+            Contribution(1, 1, 1e9, 4e4, 1, 3e4),
+            Contribution(0.5, 0.5, 1e12, 1, 0, 0),
+        ]
+    ):
+        added = moderated(told, known)
+        known = added if known is None else Contribution(*(a + b for a, b in zip(known, added, strict=True)))
+        await record(pool, report(store, told, "eu/az1", "eu", client=f"10.0.{number}.1"))
+        found = (await paths.since(pool, 0))[PathKey("eu", store, "read")]
+        assert Contribution(*(getattr(found, name) for name in Contribution._fields)) == pytest.approx(known, rel=1e-2), told
 
 
 async def test_a_thousand_reports_of_one_voice_weigh_less_than_the_bound_elsewhere(pool: Any) -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.voices import MOST, heard, share, voice
+from broker.paths import Contribution
+from broker.voices import MOST, heard, moderated, share, voice
 
 WORDS = st.lists(st.tuples(st.floats(0.01, 5), st.floats(0, 1)), max_size=60)
 """Reports weighing so much, and what is left of everything when the next one comes."""
@@ -58,3 +59,39 @@ def test_where_a_voice_speaks(address: str, place: str, network: str) -> None:
 
 def test_no_two_principals_have_one_voice() -> None:
     assert len({voice(project, subject, "10.0.0.1").name for project, subject in [("a", "b"), ("a/b", ""), ("", "a/b"), ("ab", "")]}) == 4
+
+
+KNOWN = Contribution(4, 4, 4e9, 40, 4, 2)
+"""Four reports of 10 s at 100 MB/s, with a setup of 0.5 s."""
+
+
+@pytest.mark.parametrize(
+    ("told", "known", "heard"),
+    [
+        (Contribution(1, 1, 1e9, 10, 1, 0.5), KNOWN, Contribution(1, 1, 1e9, 10, 1, 0.5)),
+        (Contribution(1, 1, 1e9, 20, 1, 1.0), KNOWN, Contribution(1, 1, 1e9, 20, 1, 1.0)),
+        (Contribution(1, 1, 1, 4e4, 1, 3e4), KNOWN, Contribution(1, 1, 5e8, 20, 1, 1.0)),  # slow and long
+        (Contribution(1, 1, 1e10, 0.1, 1, 0.0), KNOWN, Contribution(1, 1, 4e7, 0.1, 1, 0.0)),  # fast
+        (Contribution(1, 0, 0, 0, 0, 0), KNOWN, Contribution(1, 0, 0, 0, 0, 0)),
+        (Contribution(0.5, 0.5, 1e9, 100, 0, 0), KNOWN, Contribution(0.5, 0.5, 2.5e8, 10, 0, 0)),
+        (Contribution(1, 1, 1e9, 100, 1, 90), None, Contribution(1, 1, 6e8, 60, 1, 60)),
+        (Contribution(1, 1, 1e9, 100, 1, 90), Contribution(3, 0, 0, 0, 0, 0), Contribution(1, 1, 6e8, 60, 1, 60)),
+    ],
+)
+def test_moderated(told: Contribution, known: Contribution | None, heard: Contribution) -> None:
+    assert moderated(told, known) == pytest.approx(heard)
+
+
+@given(
+    st.lists(st.tuples(st.floats(1, 1e12), st.floats(0.001, 6e5)), min_size=1, max_size=300),
+    st.integers(1, 50),
+)
+def test_however_a_voice_lies_the_rate_elsewhere_stays_near_what_others_told(lies: list[tuple[float, float]], others: int) -> None:
+    """Between N / (N + 6) and ((N + 6) / N)^4 of it, after N reports by others: `MOST` reports of twice the mean time."""
+    view = Contribution(others, others, others * 1e9, others * 10.0, 0, 0)
+    for number, (bytes, seconds) in enumerate(lies):
+        heard = moderated(Contribution(1, 1, bytes, seconds, 0, 0), view)
+        part = share(number, 1)
+        view = Contribution(*(before + part * more for before, more in zip(view, heard, strict=True)))
+    told = view.bytes / view.busy_seconds / 1e8
+    assert (others / (others + 6)) ** 2 <= told <= ((others + 6) / others) ** 4

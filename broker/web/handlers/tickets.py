@@ -8,12 +8,12 @@ from uuid import UUID
 
 from broker import errors
 from broker.model import Direction, new_ids
-from broker.service import commit, negotiate, report, tickets, upload, wait
+from broker.service import commit, explain, negotiate, report, tickets, upload, wait
 from broker.web.call import Answer, Call
 
 __all__ = [
-    "activate_place", "commit_upload", "create_ticket", "create_tickets", "get_ticket", "refresh_ticket", "release_ticket",
-    "report_transfer", "sign_parts",
+    "activate_place", "commit_upload", "create_ticket", "create_tickets", "explain_ticket", "get_ticket", "refresh_ticket",
+    "release_ticket", "report_transfer", "sign_parts",
 ]  # fmt: skip
 
 
@@ -74,6 +74,10 @@ async def create_tickets(call: Call) -> Answer:
     ids = new_ids(len(asked), call.context.clock())
     results = await negotiate.download_many(call.context, call.client, list(zip(ids, asked, strict=True)))
     return Answer(200, {"tickets": [result.problem() if isinstance(result, errors.BrokerError) else result for result in results]})
+
+
+async def explain_ticket(call: Call) -> Answer:
+    return Answer(200, await explain.explain(call.context, call.client, call.body))
 
 
 async def get_ticket(call: Call) -> Answer:

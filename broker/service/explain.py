@@ -1,0 +1,106 @@
+"""Why a ticket would name what it names: the decision about a download without lease, record or signature.
+
+Rules
+- The numbers are those of this moment, from the catalogue and the averages as a ticket would use them; the order is by share, not drawn.
+- Whoever asks learns what his tickets would tell him, and no more: a blob that he may not read does not exist, nor does a private store.
+- Only administrators ask for another site than their own; to others `site` is the hint that it is for a ticket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from broker import accept, errors, rank
+from broker.catalog import views
+from broker.catalog.connect import reachable
+from broker.catalog.tickets import TicketRecord
+from broker.catalog.views import BlobView
+from broker.model import Client, Direction, Operation, Role
+from broker.paths import IDLE
+from broker.permit import may_read_blob, may_see_store
+from broker.service import asked, negotiate, places
+from broker.service.context import Context
+from broker.service.summary import summary
+
+
+async def explain(context: Context, client: Client, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Every candidate with its numbers, every exclusion with its reason. Raises `NotFound`, `Forbidden`, `Invalid`, `NoSource`."""
+    now = context.clock()
+    named = await _blob_named(context, client, request)
+    view = named["view"]
+    stores = context.memory.stores()
+    candidates = [
+        accept.source(replica, stores[replica.store], stores[replica.store].endpoint.partition(":")[0])
+        for replica in view.replicas
+        if replica.store in stores
+    ]
+    wishes = asked.wishes(context, client, request, (candidate.store for candidate in candidates))
+    site = request["site"] if "site" in request and client.principal.role is Role.ADMIN else wishes.site
+    principal = client.principal
+    ask = accept.Request(
+        Operation.DOWNLOAD, site, view.blob.size, principal.project, principal.sees_private_stores, wishes.prefer, wishes.avoid,
+        wishes.schemes, failed_until=await context.memory.failures_of(client.name),
+    )  # fmt: skip
+    outlooks = context.memory.outlooks(Direction.READ, site, context.policy.rank, now)
+    loads = context.memory.read_loads
+    ranking = rank.rank(ask, candidates, outlooks, loads, context.policy.rank, now, context.rng)
+    ranked = sorted(ranking.sources, key=lambda source: -source.weight)
+    answer = {
+        "blob": summary(view.blob),
+        "site": site,
+        "candidates": [_candidate(context, source) for source in ranked],
+        "excluded": asked.excluded(ranking.excluded),
+    }
+    return answer | {name: named[name] for name in ("image", "format") if name in named}
+
+
+async def _blob_named(context: Context, client: Client, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The blob's ``view``, and ``image`` and ``format`` where it was named by them."""
+    if "blob" in request:
+        view = await _view(context, UUID(request["blob"]))
+        if view is None or not may_read_blob(client.principal, view.images):
+            raise errors.NotFound("No such blob.")
+        return {"view": view}
+    with reachable():
+        (found,) = await views.images(context.db, [request["image"]])
+    image = negotiate.readable_image(client, found)
+    format = negotiate.choose_format(image, request.get("formats"))
+    view = await _view(context, image.blobs[format])
+    if view is None:
+        raise errors.NotFound("No such blob.")
+    return {"view": view, "image": str(image.id), "format": format}
+
+
+async def _view(context: Context, id: UUID) -> BlobView | None:
+    with reachable():
+        return (await views.blobs(context.db, [id]))[0]
+
+
+def _candidate(context: Context, source: rank.Source) -> dict[str, Any]:
+    candidate, estimate, weight = source
+    return {
+        **places.describe(candidate, estimate, weight),
+        "score": estimate.score,
+        "evidence": estimate.evidence,
+        "doubt": context.memory.doubts(Direction.READ).get(candidate.store, 0.0),
+        "active": context.memory.read_loads.get(candidate.store, IDLE).active,
+        "slots": candidate.slots,
+        "bandwidth": candidate.bandwidth,
+        "cost": candidate.cost,
+    }
+
+
+def why(context: Context, client: Client, record: TicketRecord) -> dict[str, Any]:
+    """What was recorded of a choice: its places with their numbers as they were, and what was excluded; of stores that exist for him."""
+    shown = []
+    for place in places.recorded(record.places):
+        store = context.memory.store_by_id(place.store_id)
+        if store is not None and may_see_store(client.principal, store):
+            at = place.place_at(store)
+            shown.append({**places.describe(at, at, place.weight), "concurrency": place.concurrency})
+    told = [] if record.why is None else record.why.get("excluded", [])
+    known = {entry["store"]: context.memory.store(entry["store"]) for entry in told}
+    excluded = [entry for entry in told if (store := known[entry["store"]]) is not None and may_see_store(client.principal, store)]
+    return {"candidates": shown, "excluded": excluded}
