@@ -125,12 +125,27 @@ async def browser(place: Path) -> AsyncIterator[Browser]:
         "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--disable-extensions",
         "--hide-scrollbars", "--force-color-profile=srgb", *(["--no-sandbox"] if os.getuid() == 0 else []), "about:blank",
     ]  # fmt: skip
-    with running(arguments, log=place / "chromium.log", ready=port_file.exists, environment={"HOME": str(place)}):
+
+    def is_written() -> bool:
+        return port_file.exists() and len(port_file.read_text().splitlines()) == 2  # the port, and a path
+
+    with running(arguments, log=place / "chromium.log", ready=is_written, environment={"HOME": str(place)}):
         port = port_file.read_text().splitlines()[0]
-        async with aiohttp.ClientSession() as session:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(await _page(session, port), max_msg_size=64 << 20) as socket,
+        ):
+            opened = Browser(socket)
+            await opened.start()
+            yield opened
+
+
+async def _page(session: aiohttp.ClientSession, port: str) -> str:
+    """Where the browser's first page listens."""
+    async with asyncio.timeout(_SECONDS):
+        while True:
             async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
-                (page,) = [each for each in await response.json() if each["type"] == "page"]
-            async with session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=64 << 20) as socket:
-                opened = Browser(socket)
-                await opened.start()
-                yield opened
+                for each in await response.json():
+                    if each["type"] == "page":
+                        return str(each["webSocketDebuggerUrl"])
+            await asyncio.sleep(0.05)
