@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import orjson
+
 from broker.catalog.connect import reachable
 from broker.model import Direction
 from broker.turns import Contender, Line, Party, Under
@@ -26,6 +28,25 @@ if TYPE_CHECKING:
 
 DEAD_SECONDS = 2.0
 """A broker that was not seen for so long has nobody waiting."""
+
+
+def json_rows(rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as one parameter, JSON with an array for each.
+
+    The driver takes longer for one value of an array of its own than this takes for a row.
+    """
+    return orjson.dumps(rows, default=str).decode()  # the driver has UUIDs of its own
+
+
+def ticket_rows(parameter: str) -> str:
+    """The query of the tickets in such a parameter; each is its id, a `leases.TicketRow`, and whether it needs a lease."""
+    return f"""
+    SELECT (r->>0)::uuid AS id, r->>1 AS operation, r->>2 AS project, r->>3 AS subject, r->>4 AS instance, r->>5 AS address,
+           r->>6 AS site, (r->>7)::uuid AS image_id, (r->>8)::uuid AS blob_id, (r->>9)::bigint AS size, r->10 AS places,
+           (r->>11)::float8 AS ttl, (r->>12)::bool AS needs_lease
+    FROM jsonb_array_elements({parameter}::text::jsonb) AS t (r)
+"""  # noqa: S608 - a parameter's number
+
 
 # What waits for the stores of `free`: needs $1, the seconds after which a broker counts as dead.
 _WAITING = """
@@ -52,16 +73,13 @@ held AS MATERIALIZED (
 )
 """
 
-# $2-$14: a column each of the tickets; $15-$25: a column each of the leases wanted. New requests ask now, one after the other.
+# $2: the tickets, $3: the leases wanted (`json_rows`). New requests ask now, one after the other.
 _GRANT = f"""
-WITH ticket AS MATERIALIZED (
-    SELECT * FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::uuid[], $10::uuid[],
-                         $11::bigint[], $12::text[], $13::float8[], $14::bool[])
-        AS t (id, operation, project, subject, instance, address, site, image_id, blob_id, size, places, ttl, needs_lease)
-), want AS MATERIALIZED (
-    SELECT * FROM unnest($15::uuid[], $16::int[], $17::text[], $18::float8[], $19::float8[], $20::bigint[], $21::text[], $22::float8[],
-                         $23::float8[], $24::int[], $25::bigint[]) WITH ORDINALITY
-        AS w (ticket_id, store_id, direction, ttl, expected, bytes, project, priority, weight, max_leases, max_bytes, seq)
+WITH ticket AS MATERIALIZED ({ticket_rows("$2")}), want AS MATERIALIZED (
+    SELECT (r->>0)::uuid AS ticket_id, (r->>1)::int AS store_id, r->>2 AS direction, (r->>3)::float8 AS ttl, (r->>4)::float8 AS expected,
+           (r->>5)::bigint AS bytes, r->>6 AS project, (r->>7)::float8 AS priority, (r->>8)::float8 AS weight,
+           (r->>9)::int AS max_leases, (r->>10)::bigint AS max_bytes, seq
+    FROM jsonb_array_elements($3::text::jsonb) WITH ORDINALITY AS w (r, seq)
 ), free AS MATERIALIZED (
     SELECT store_id, direction, slots, leased FROM slots
     WHERE (store_id, direction) IN (SELECT store_id, direction FROM want)
@@ -88,7 +106,7 @@ WITH ticket AS MATERIALIZED (
     WHERE w.allowed AND (f.slots IS NULL OR p.place <= f.slots - f.leased)
 ), written AS (
     INSERT INTO tickets (id, operation, project, subject, instance, address, site, image_id, blob_id, size, places, expires_at)
-    SELECT id, operation, project, subject, instance, address, site, image_id, blob_id, size, places::jsonb,
+    SELECT id, operation, project, subject, instance, address, site, image_id, blob_id, size, places,
            clock_timestamp() + make_interval(secs => ttl)
     FROM ticket WHERE NOT needs_lease OR id IN (SELECT ticket_id FROM fitting)
     ON CONFLICT (id) DO NOTHING
@@ -138,13 +156,12 @@ class Seen(NamedTuple):
 
 async def grant(connection: Any, requests: Sequence[GrantRequest], seen: Seen) -> None:
     """Grant leases to those of `requests` whose turn it is; what came of it goes to `seen`. All of them want something."""
-    tickets = [(r.id, *r.ticket, r.needs_lease) for r in requests if r.ticket is not None]
+    tickets = json_rows([(r.id, *r.ticket, r.needs_lease) for r in requests if r.ticket is not None])
     wants = [(r.id, *want, *r.party) for r in requests for want in r.wants]
-    columns: list[Sequence[Any]] = list(zip(*tickets, strict=True)) if tickets else [()] * 13
     limited = sorted({r.party.project for r in requests if r.party.is_limited})
     if limited:  # a row that is not there cannot be locked
         await connection.execute("INSERT INTO usage (project) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING", limited)
-    seen.take(await connection.fetch(_GRANT, DEAD_SECONDS, *columns, *zip(*wants, strict=True)))
+    seen.take(await connection.fetch(_GRANT, DEAD_SECONDS, tickets, json_rows(wants)))
 
 
 # Stores whose every slot is taken can be anybody's turn only when one is given back: they are left out. $2: the broker that asks.

@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import orjson
+
 from broker.catalog import contention
 from broker.catalog.connect import reachable
-from broker.catalog.contention import Seen
+from broker.catalog.contention import Seen, json_rows, ticket_rows
 from broker.model import Direction, Operation
 
 
 class TicketRow(NamedTuple):
-    """A ticket to be written. `places` is JSON text; what it says is the service's affair."""
+    """A ticket to be written. `places` is JSON; what it says is the service's affair."""
 
     operation: Operation
     project: str
@@ -35,7 +37,7 @@ class TicketRow(NamedTuple):
     image_id: UUID | None
     blob_id: UUID | str
     size: int | None
-    places: str
+    places: orjson.Fragment
     ttl_seconds: float
 
 
@@ -111,16 +113,13 @@ class LeaseRow:
     expires_at: float
 
 
-# $1-$13: a column each of the tickets; $14-$21: a column each of the leases wanted. A store that is asked for more than it has, or
-# that somebody waits for, grants nothing here.
-_GRANT = """
-WITH ticket AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[], $9::uuid[],
-                         $10::bigint[], $11::text[], $12::float8[], $13::bool[])
-        AS t (id, operation, project, subject, instance, address, site, image_id, blob_id, size, places, ttl, needs_lease)
-), want AS MATERIALIZED (
-    SELECT * FROM unnest($14::uuid[], $15::int[], $16::text[], $17::float8[], $18::float8[], $19::bigint[], $20::text[], $21::float8[])
-        AS w (ticket_id, store_id, direction, ttl, expected, bytes, project, priority)
+# $1: the tickets, $2: the leases wanted (`contention.json_rows`). A store that is asked for more than it has, or that somebody waits
+# for, grants nothing here.
+_GRANT = f"""
+WITH ticket AS MATERIALIZED ({ticket_rows("$1")}), want AS MATERIALIZED (
+    SELECT (r->>0)::uuid AS ticket_id, (r->>1)::int AS store_id, r->>2 AS direction, (r->>3)::float8 AS ttl, (r->>4)::float8 AS expected,
+           (r->>5)::bigint AS bytes, r->>6 AS project, (r->>7)::float8 AS priority
+    FROM jsonb_array_elements($2::text::jsonb) AS w (r)
 ), locked AS MATERIALIZED (
     SELECT store_id, direction, slots, leased FROM slots
     WHERE (store_id, direction) IN (SELECT store_id, direction FROM want)
@@ -134,7 +133,7 @@ WITH ticket AS MATERIALIZED (
       AND NOT EXISTS (SELECT FROM waits WHERE waits.direction = asked.direction AND asked.store_id = ANY (waits.store_ids))
 ), written AS (
     INSERT INTO tickets (id, operation, project, subject, instance, address, site, image_id, blob_id, size, places, expires_at)
-    SELECT id, operation, project, subject, instance, address, site, image_id, blob_id, size, places::jsonb,
+    SELECT id, operation, project, subject, instance, address, site, image_id, blob_id, size, places,
            clock_timestamp() + make_interval(secs => ttl)
     FROM ticket WHERE NOT needs_lease OR id IN (SELECT ticket_id FROM fitting)
     ON CONFLICT (id) DO NOTHING
@@ -156,19 +155,17 @@ SELECT id::text, NULL::int AS store_id, NULL::text AS direction, extract(epoch F
 UNION ALL SELECT ticket_id::text, store_id, direction, extract(epoch FROM expires_at)::float8 FROM leased
 UNION ALL SELECT NULL, l.store_id, l.direction, coalesce((SELECT c.leased FROM counted c
     WHERE c.store_id = l.store_id AND c.direction = l.direction), l.leased)::float8 FROM locked l
-"""
+"""  # noqa: S608 - the query above
 
 # Tickets that want no lease touch no store: the common case gets the short statement.
-_WRITE = """
+_WRITE = f"""
 INSERT INTO tickets (id, operation, project, subject, instance, address, site, image_id, blob_id, size, places, expires_at)
-SELECT id, operation, project, subject, instance, address, site, image_id, blob_id, size, places::jsonb,
+SELECT id, operation, project, subject, instance, address, site, image_id, blob_id, size, places,
        clock_timestamp() + make_interval(secs => ttl)
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[], $9::uuid[],
-            $10::bigint[], $11::text[], $12::float8[])
-    AS t (id, operation, project, subject, instance, address, site, image_id, blob_id, size, places, ttl)
+FROM ({ticket_rows("$1")}) ticket
 ON CONFLICT (id) DO NOTHING
 RETURNING id::text, NULL::int AS store_id, NULL::text AS direction, extract(epoch FROM expires_at)::float8 AS at
-"""
+"""  # noqa: S608 - the query above
 
 
 async def grant(connection: Any, requests: Sequence[GrantRequest]) -> Sequence[tuple[Grant, dict[tuple[int, str], int]]]:
@@ -179,13 +176,12 @@ async def grant(connection: Any, requests: Sequence[GrantRequest]) -> Sequence[t
     """
     seen = Seen({}, {}, {}, set())
     first = [request for request in requests if not (request.wants and (request.waits or request.party.is_limited))]
-    tickets = [(r.id, *r.ticket, r.needs_lease) for r in first if r.ticket is not None]
+    tickets = json_rows([(r.id, *r.ticket, r.needs_lease) for r in first if r.ticket is not None])
     wants = [(r.id, *want, r.party.project, r.party.priority) for r in first for want in r.wants]
-    columns: list[Sequence[Any]] = list(zip(*tickets, strict=True)) if tickets else [()] * 13
     if wants:
-        seen.take(await connection.fetch(_GRANT, *columns, *zip(*wants, strict=True)))
+        seen.take(await connection.fetch(_GRANT, tickets, json_rows(wants)))
     elif first:
-        seen.take(await connection.fetch(_WRITE, *columns[:12]))
+        seen.take(await connection.fetch(_WRITE, tickets))
     if len(seen.leases) < len(requests):
         contended = [left for request in requests if request.wants and (left := _left(request, seen)) is not None]
         if contended:

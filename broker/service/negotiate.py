@@ -291,7 +291,7 @@ def _grant_request(context: Context, client: Client, party: Party, plan: Plan) -
     principal, blob = client.principal, plan.target.blob
     ticket = leases.TicketRow(
         Operation.DOWNLOAD, principal.project, principal.subject, client.instance, client.address, client.site, plan.target.image_id,
-        blob.id, blob.size, f"[{','.join(recorded)}]", plan.ttl_seconds,
+        blob.id, blob.size, orjson.Fragment(f"[{','.join(recorded)}]"), plan.ttl_seconds,
     )  # fmt: skip
     return leases.GrantRequest(plan.id, ticket, wanted, not plan.granted, party)
 

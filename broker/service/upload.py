@@ -168,7 +168,7 @@ async def _record(context: Context, client: Client, upload: Upload) -> None:
     row = leases.TicketRow(
         Operation.UPLOAD, principal.project, principal.subject, client.instance, client.address, client.site, upload.image_id,
         upload.blob_id, upload.size,
-        orjson.dumps([list(place) for place in recorded]).decode(), context.policy.upload_ttl_seconds * MOST_TTLS,
+        orjson.Fragment(orjson.dumps([list(place) for place in recorded])), context.policy.upload_ttl_seconds * MOST_TTLS,
     )  # fmt: skip
     await context.grants([leases.GrantRequest(str(upload.id), row, [], False)])
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
+import orjson
 import pytest
 
 from broker.catalog import connect, contention, leases, quotas, waits
@@ -21,7 +22,7 @@ from tests.catalog import rows
 
 def ask(party: Party, *stores: int, id: str | None = None, bytes: int = 0) -> GrantRequest:
     """A new ticket's request for a lease on each of `stores`."""
-    ticket = TicketRow(Operation.DOWNLOAD, party.project, "u", "i", "127.0.0.1", None, None, new_id(), 1, "[]", 60.0)
+    ticket = TicketRow(Operation.DOWNLOAD, party.project, "u", "i", "127.0.0.1", None, None, new_id(), 1, orjson.Fragment("[]"), 60.0)
     return GrantRequest(id or str(new_id()), ticket, [Want(store, "read", 60, 30, bytes) for store in stores], True, party)
 
 

@@ -7,6 +7,7 @@ import random
 from typing import Any
 from uuid import UUID
 
+import orjson
 import pytest
 
 from broker import metrics
@@ -18,7 +19,7 @@ from tests.catalog import rows
 
 
 def ticket(ttl: float = 60.0) -> TicketRow:
-    return TicketRow(Operation.DOWNLOAD, "p", "u", "i", "127.0.0.1", None, None, new_id(), 1, "[]", ttl)
+    return TicketRow(Operation.DOWNLOAD, "p", "u", "i", "127.0.0.1", None, None, new_id(), 1, orjson.Fragment("[]"), ttl)
 
 
 def ask(*wants: Want, needs_lease: bool = True, id: UUID | None = None) -> GrantRequest:
