@@ -126,7 +126,7 @@ async def running(
         grants, reports = await _coalescers(stack, pool, policy, counted)
         context = Context(
             db=pool, grants=grants, reports=reports, memory=memory, keys=keyring, policy=policy, metrics=counted, clock=time.time,
-            rng=Random(), probe=try_store,
+            rng=Random(), probe=try_store, grace_seconds=settings.database.grace_seconds,
         )  # fmt: skip
         _follow(counted, pool, memory)
         loops = [*(jobs.repeat(context, job) for job in jobs.GAUGES), _watch_credentials(known, memory)]

@@ -78,6 +78,7 @@ class Database:
     max_connections: int = 16
     migrate: Literal["auto", "require"] = "auto"
     keep_days: int = 30
+    grace_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from broker.metrics import Metrics
 from broker.model import Store
 from broker.service.promises import Promises
 from broker.service.repeats import Repeats
+from broker.service.unrecorded import Unrecorded
 from broker.service.wait import WaitingRoom
 from broker.stores.probe import LIFE_SECONDS as LONGEST_OWN_SECONDS
 from broker.stores.probe import Probed
@@ -79,3 +80,7 @@ class Context:
     repeats: Repeats = field(default_factory=Repeats)
     waiting: WaitingRoom = field(default_factory=WaitingRoom)
     promises: Promises = field(default_factory=Promises)
+    grace_seconds: float = 30.0
+    """For so long after the change log was last read stale tickets are given (`broker.service.stale`)."""
+    unrecorded: Unrecorded = field(default_factory=Unrecorded)
+    """Those that were."""

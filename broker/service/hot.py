@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 
+from broker import errors
 from broker.catalog import compact, views
 from broker.catalog.coalesce import Coalescer
 from broker.catalog.compact import CompactBlob
@@ -35,6 +36,31 @@ class HotImage:
         self.image = image
         self.held_bytes = IMAGE_BYTES + PROPERTY_BYTES * len(image.properties)
         self.used = False
+
+
+Entry = TypeVar("Entry", CompactBlob, HotImage)
+
+
+class Known:
+    """What was kept when the catalogue was last reached; what is not there cannot be told from what does not exist."""
+
+    def __init__(self, kept: Mapping[str, CompactBlob | HotImage]) -> None:
+        self._kept = kept
+
+    async def blobs(self, ids: Sequence[str]) -> list[CompactBlob | None]:
+        """These blobs. Raises `errors.Unavailable` for one that is not kept."""
+        return [*_all([entry for id in ids if isinstance(entry := self._kept.get(id), CompactBlob)], ids)]
+
+    async def images(self, ids: Sequence[str]) -> list[Image | None]:
+        """These images, as `blobs`."""
+        found = [entry for id in ids if isinstance(entry := self._kept.get(id), HotImage)]
+        return [entry.image for entry in _all(found, ids)]
+
+
+def _all(found: list[Entry], ids: Sequence[str]) -> list[Entry]:
+    if len(found) < len(ids):
+        raise errors.Unavailable("The catalogue cannot be reached.", retry_after=1.0)
+    return found
 
 
 class Hot:
@@ -115,6 +141,10 @@ class Hot:
                     found[id] = HotImage(image)
             self._keep({id: found[id] for id in cold}, changed)
         return [entry.image if (entry := found[id]) else None for id in ids]
+
+    def known(self) -> Known:
+        """The same without look-ups, whether fresh or not."""
+        return Known(self._kept)
 
     async def _load(self, ids: Sequence[str], look_up: Coalescer[str, Any]) -> tuple[Sequence[Any], set[str]]:
         """What the catalogue has, and the ids that changed since it was asked."""

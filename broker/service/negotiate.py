@@ -23,6 +23,7 @@ from broker.paths import IDLE
 from broker.permit import ImageAccess, may_read_blob, may_read_image, may_see_image
 from broker.service import asked, places, promises, ways
 from broker.service.context import Context
+from broker.service.hot import Hot, Known
 from broker.service.parties import party_of
 from broker.service.ways import Source
 
@@ -46,6 +47,8 @@ class Plan:
     granted: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     expires_at: float | None = None
+    stale: bool = False
+    """Decided without the catalogue (`broker.service.stale`)."""
 
 
 async def download(
@@ -68,7 +71,7 @@ async def download_many(
     now = context.clock()
     name = client.name
     asker = _asker(context, client, await context.memory.failures_of(name), now)
-    results: list[Any] = await _locate(context, client, [request for _, request in requests])
+    results: list[Any] = await _locate(context.memory.hot, client, [request for _, request in requests])
     plans: list[Plan] = []
     for index, (id, request) in enumerate(requests):
         target = results[index]
@@ -85,6 +88,28 @@ async def download_many(
     return [_answer(context, name, result, now) if isinstance(result, Plan) else result for result in results]
 
 
+async def from_memory(context: Context, client: Client, request: Mapping[str, Any], id: str) -> dict[str, Any]:
+    """A ticket without the catalogue: of what is in memory, from stores without slots, not recorded (`broker.service.stale`).
+
+    Raises as `download` does, `Unavailable` where memory does not have it, every store counts its slots, or the project has a quota.
+    """
+    now, memory = context.clock(), context.memory
+    (target,) = await _locate(memory.hot.known(), client, [request])
+    if isinstance(target, errors.BrokerError):
+        raise target
+    plan = _decide(context, _asker(context, client, memory.failures(client.name), now), request, id, target, now)
+    plan.sources = [source for source in plan.sources if source.slots is None]
+    if not plan.sources or party_of(context, client.principal).is_limited:
+        raise errors.Unavailable("The catalogue cannot be reached, and transfers are counted there.", retry_after=1.0)
+    plan.stale, plan.expires_at = True, now + plan.ttl_seconds
+    plan.granted = frozenset(source.store for source in plan.sources[: plan.parallel])
+    result = _answer(context, client.name, plan, now)
+    if isinstance(result, errors.BrokerError):
+        raise result
+    context.unrecorded.note(UUID(id))
+    return result
+
+
 # -- locate
 
 
@@ -96,12 +121,12 @@ class Target(NamedTuple):
     format: str | None = None
 
 
-async def _locate(context: Context, client: Client, requests: Sequence[Mapping[str, Any]]) -> list[Target | errors.BrokerError]:
+async def _locate(hot: Hot | Known, client: Client, requests: Sequence[Mapping[str, Any]]) -> list[Target | errors.BrokerError]:
     """Which blob each request means, if this principal may read it."""
     images = [request for request in requests if "image" in request]
-    by_image = await _choose_blobs(context, client, images) if images else iter(())
+    by_image = await _choose_blobs(hot, client, images) if images else iter(())
     named: list[Any] = [(request["blob"], None, None) if "blob" in request else next(by_image) for request in requests]
-    found = iter(await context.memory.hot.blobs([choice[0] for choice in named if isinstance(choice, tuple)]))
+    found = iter(await hot.blobs([choice[0] for choice in named if isinstance(choice, tuple)]))
     for index, choice in enumerate(named):
         if isinstance(choice, tuple):
             _, image_id, format = choice
@@ -112,11 +137,11 @@ async def _locate(context: Context, client: Client, requests: Sequence[Mapping[s
 
 
 async def _choose_blobs(
-    context: Context, client: Client, requests: Sequence[Mapping[str, Any]]
+    hot: Hot | Known, client: Client, requests: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, UUID, str] | errors.BrokerError]:
     """Blob id, image id and format of each request that names an image."""
     chosen: list[Any] = []
-    images = await context.memory.hot.images([request["image"] for request in requests])
+    images = await hot.images([request["image"] for request in requests])
     for request, found in zip(requests, images, strict=True):
         try:
             image = readable_image(client, found)
@@ -339,11 +364,15 @@ def _answer(context: Context, client: str, plan: Plan, now: float) -> dict[str, 
     if first is None:
         metrics.ticket("download", "no-source")
         return errors.NoSource("No URL can be signed for any replica.", extra={"excluded": plan.excluded})
-    metrics.ticket("download", "granted", first)
-    context.repeats.note(client, target.blob.id, plan.id, first, now)
+    metrics.ticket("download", "stale" if plan.stale else "granted", first)
+    if not plan.stale:
+        context.repeats.note(client, target.blob.id, plan.id, first, now)
     sources = orjson.Fragment(f"[{','.join(shown)}]")
     blob, image, format = target
-    return asked.render_download(plan.id, "open", blob.summary, image, format, plan.expires_at, sources, plan.excluded)
+    shown_ticket = asked.render_download(plan.id, "open", blob.summary, image, format, plan.expires_at, sources, plan.excluded)
+    if plan.stale:
+        shown_ticket["stale"] = True
+    return shown_ticket
 
 
 def _refusal(context: Context, plan: Plan) -> errors.BrokerError:

@@ -31,6 +31,8 @@ from broker.service.places import Recorded
 
 async def find(context: Context, client: Client, id: UUID) -> TicketRecord:
     """The client's own ticket. Raises `NotFound`."""
+    if id in context.unrecorded:
+        raise errors.NotFound("This ticket was stale and is not recorded; ask for another one.")
     record = await records.get(context.db, id)
     principal = client.principal
     if record is None or (record.project, record.subject) != (principal.project, principal.subject):

@@ -69,6 +69,14 @@ class Postgres:
         assert pid is not None
         return pid
 
+    def stop(self) -> None:
+        """Be gone, until `start_again`."""
+        self._run(self._server.stop())
+
+    def start_again(self) -> None:
+        """The same server on the same data, at the same URLs."""
+        self._server = self._run(embedded.start(self._place / "data", binaries=self._binaries))
+
     def end_connections(self, url: str) -> None:
         """End every connection to the database of `url`, as a restart of the server would."""
         name = url.partition("?")[0].rpartition("/")[2]

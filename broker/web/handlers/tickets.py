@@ -8,7 +8,7 @@ from uuid import UUID
 
 from broker import errors
 from broker.model import Direction, new_ids
-from broker.service import commit, explain, negotiate, report, tickets, upload, wait
+from broker.service import commit, explain, negotiate, report, stale, tickets, upload, wait
 from broker.web.call import Answer, Call
 
 __all__ = [
@@ -18,8 +18,14 @@ __all__ = [
 
 
 async def create_ticket(call: Call) -> Answer:
+    if call.body["operation"] == "upload":
+        return _created(await _create(call))
+    return _created(await stale.ticket(call.context, call.client, call.body, lambda: _create(call)))
+
+
+async def _create(call: Call) -> Mapping[str, Any]:
     if call.body["operation"] == "download" and "Idempotency-Key" not in call.headers:  # a new one for sure
-        return _created(await _download(call, new_ids(1, call.context.clock())[0]))
+        return await _download(call, new_ids(1, call.context.clock())[0])
     claim = await call.claim()
     ticket = await tickets.show_again(call.context, call.client, claim.id) if claim.repeated else None
     if ticket is None:
@@ -33,7 +39,7 @@ async def create_ticket(call: Call) -> Answer:
             ticket = await tickets.show_again(call.context, call.client, claim.id) if "Idempotency-Key" in call.headers else None
             if ticket is None:
                 raise
-    return _created(ticket)
+    return ticket
 
 
 async def _download(call: Call, id: str) -> dict[str, Any]:
@@ -72,7 +78,8 @@ async def create_tickets(call: Call) -> Answer:
                 "A batch does not wait.", field=f"tickets.{index}.wait", expected="no wait; ask for a single ticket to wait"
             )
     ids = new_ids(len(asked), call.context.clock())
-    results = await negotiate.download_many(call.context, call.client, list(zip(ids, asked, strict=True)))
+    named = list(zip(ids, asked, strict=True))
+    results = await stale.tickets(call.context, call.client, asked, lambda: negotiate.download_many(call.context, call.client, named))
     return Answer(200, {"tickets": [result.problem() if isinstance(result, errors.BrokerError) else result for result in results]})
 
 
