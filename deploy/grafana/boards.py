@@ -258,7 +258,7 @@ FAIRNESS = Board(
         ),
         graph("Fairness", "none", Query(select("job:broker_project_leases:fairness10m"), "Jain's index"), most=1),
         graph(
-            "Requests that wait", "none", Query(level("broker_waiting", BOTH), STORE),
+            "Requests that wait", "none", Query(total("broker_waiting", BOTH), STORE),
             text="For a slot; one that waits for several stores counts at each.",
         ),
         graph("Time that requests waited", "s", *halves("broker_wait_seconds", "outcome", "{{outcome}}")),

@@ -149,8 +149,9 @@ async def settle_in(house: House) -> None:
             assert made.status == 201, made.body
 
 
-async def keep_busy(house: House, number: int) -> None:
-    """One round of everything. Who comes in a later one is somebody else, so that old failures are not held against them."""
+async def keep_busy(house: House, number: int) -> str:
+    """One round of everything; an image for which one has to wait after the last round. Who comes in a later round is somebody else,
+    so that old failures are not held against them."""
     async with contextlib.AsyncExitStack() as stack:
         alice, bob, carol = [
             await stack.enter_async_context(house.person(f"{name}-{number}", name, f"127.0.{at}.{number + 1}"))
@@ -178,18 +179,58 @@ async def keep_busy(house: House, number: int) -> None:
         await _bad_uploads(house, alice, content)
         await _enemies(house, number)
         await _keystone(house, number)
-        # Every slot is taken, and stays taken until the next round.
-        held = [await person.ticket(operation="download", image=images["disk-a"], only=["disk-a"]) for person in (alice, bob)]
-        await carol.ticket(expect=429, operation="download", image=images["disk-a"], only=["disk-a"])
-        if number == 0:
-            for person, ticket in zip((alice, bob), held, strict=True):
-                assert (await person.delete(f"/v1/tickets/{ticket['id']}")).status == 204
+        await _quota(house, admin, images["disk-b"], number)
+        return await _fill(house, (alice, bob, carol), images["disk-a"], keep=number > 0)
 
 
 async def admin_publishes(admin: Person, image: str) -> None:
     found = await admin.get(f"/v1/images/{image}")
     changed = await admin.patch(f"/v1/images/{image}", {"visibility": "public"}, found.etag)
     assert changed.status == 200, changed.body
+
+
+async def _quota(house: House, admin: Person, image: str, number: int) -> None:
+    """A project that may hold one lease asks for another."""
+    project = f"frank-{number}"
+    assert (await admin.send("PUT", f"/v1/quotas/{project}", {"max_leases": 1})).status in (200, 201)
+    async with house.person("frank", project, "127.0.1.77") as frank:
+        ticket = await frank.ticket(operation="download", image=image)
+        await frank.ticket(expect=429, operation="download", image=image)
+        assert (await frank.delete(f"/v1/tickets/{ticket['id']}")).status == 204
+
+
+async def _fill(house: House, people: tuple[Person, ...], image: str, *, keep: bool) -> str:
+    """Every slot of a store is taken, one waits in vain, then until one is given back. With `keep` slots stay taken; else all are
+    given back."""
+    alice, bob, carol = people
+    wanted = {"operation": "download", "image": image, "only": ["disk-a"]}
+    held = [(person, await person.ticket(**wanted)) for person in (alice, bob)]
+    await carol.ticket(expect=429, **wanted)
+    await carol.ticket(expect=429, wait=1, **wanted)
+    connection = await asyncpg.connect(house.broker.database)
+    try:
+        waiting = asyncio.create_task(carol.ticket(wait=60, **wanted))
+
+        async def in_line() -> bool:
+            return bool(await connection.fetchval("SELECT count(*) FROM waits"))
+
+        await until(in_line, "nobody waits")
+    finally:
+        await connection.close()
+    await alice.delete(f"/v1/tickets/{held.pop(0)[1]['id']}")
+    held.append((carol, await waiting))
+    if not keep:
+        for person, ticket in held:
+            assert (await person.delete(f"/v1/tickets/{ticket['id']}")).status == 204
+    return image
+
+
+async def stand_in_line(house: House, image: str) -> None:
+    """Wait for a slot that nobody gives back, again and again."""
+    async with house.person("grace", "grace", "127.0.2.77") as grace:
+        while True:
+            with contextlib.suppress(aiohttp.ClientError):
+                await grace.post("/v1/tickets", {"operation": "download", "image": image, "only": ["disk-a"], "wait": 60})
 
 
 async def _refusals(person: Person, image: str) -> None:

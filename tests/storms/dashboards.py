@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from tests.parts import keystone, prometheus, rules, seaweedfs, swift
-from tests.parts.condition import until, wait_for
+from tests.parts.condition import until
 from tests.parts.postgres import Postgres
 from tests.parts.process import find_program
 from tests.parts.prometheus import JOB, PrometheusPart, Sample
@@ -29,6 +29,10 @@ ROUNDS = 2
 """A counter that appears has no rate yet: what is counted in the first round is seen to grow in the second."""
 
 
+LATEST_SECONDS = 60.0
+"""So long after the last round an expression may tell nothing yet: gauges are set every ten seconds."""
+
+
 @dataclass(frozen=True)
 class Seen:
     expression: Expression
@@ -36,28 +40,31 @@ class Seen:
 
 
 async def see(house: busy.House, watch: PrometheusPart) -> list[Seen]:
-    """What every expression gives, after two rounds of everything; asked again for a while where it is nothing."""
+    """What every expression gives, after two rounds of everything; those that give nothing are asked again for a while."""
     await busy.settle_in(house)
     await busy.lose_the_database(house)
     for number in range(ROUNDS):
-        await busy.keep_busy(house, number)
-        scraped = await asyncio.to_thread(_scrapes, watch)
+        image = await busy.keep_busy(house, number)
+        scraped = _scrapes(watch)
         await until(lambda before=scraped: _scrapes(watch) > before + 2, "Prometheus does not look at the broker")
+    waiter = asyncio.create_task(busy.stand_in_line(house, image))
     busy.kill_a_worker(house)
-    return [await asyncio.to_thread(_ask, watch, expression) for expression in rules.expressions()]
+    found = {expression: Seen(expression, []) for expression in rules.expressions()}
+
+    def ask() -> bool:
+        for expression, seen in found.items():
+            if not seen.samples:
+                found[expression] = Seen(expression, watch.ask(rules.executable(expression, JOB)))
+        return all(seen.samples for seen in found.values())
+
+    with contextlib.suppress(AssertionError):
+        await until(lambda: asyncio.to_thread(ask), seconds=LATEST_SECONDS)
+    waiter.cancel()
+    return list(found.values())
 
 
 def _scrapes(watch: PrometheusPart) -> float:
     return sum(sample.value for sample in watch.ask(f'count_over_time(up{{job="{JOB}"}}[1h])'))
-
-
-def _ask(watch: PrometheusPart, expression: Expression) -> Seen:
-    seen = Seen(expression, watch.ask(rules.executable(expression, JOB)))
-    if not seen.samples:
-        with contextlib.suppress(AssertionError):
-            wait_for(lambda: bool(watch.ask(rules.executable(expression, JOB))), seconds=20)
-        seen = Seen(expression, watch.ask(rules.executable(expression, JOB)))
-    return seen
 
 
 def check_metrics(house: busy.House) -> str:
