@@ -83,9 +83,9 @@ class WaitingRoom:
         self.is_closing = True
         for waiter in self._everybody():
             waiter.turn.set()
-        if self._loop is not None:
-            await asyncio.wait([self._loop], timeout=TICK_SECONDS * 4)
-            self._loop.cancel()
+        if (loop := self._loop) is not None:
+            await asyncio.wait([loop], timeout=TICK_SECONDS * 4)
+            loop.cancel()
 
     def has_place(self, project: str, most: int) -> bool:
         """Whether one more of that project may wait here."""
