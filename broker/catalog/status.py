@@ -15,6 +15,7 @@ from uuid import UUID
 import asyncpg
 
 from broker.catalog.connect import reachable
+from broker.catalog.contention import DEAD_SECONDS
 from broker.catalog.path_pages import PathRow
 from broker.model import Operation, Visibility
 from broker.paths import PathAverage
@@ -39,6 +40,7 @@ class Bounds(NamedTuple):
     decisions: int
     outcomes: int
     paths: int
+    waits: int
     size: int
 
 
@@ -46,8 +48,20 @@ class LeaseSeen(NamedTuple):
     """A lease in force."""
 
     store_id: int
-    granted_at: float
+    expected_at: float
+    """When its transfer should be over."""
     expires_at: float
+
+
+class WaitSeen(NamedTuple):
+    """A request that waits for a slot on one of these stores. `priority` is how much its role counts."""
+
+    project: str
+    direction: str
+    store_ids: tuple[int, ...]
+    bytes: int
+    priority: float
+    asked_at: float
 
 
 class ImageSeen(NamedTuple):
@@ -59,7 +73,8 @@ class ImageSeen(NamedTuple):
 
 
 class TicketSeen(NamedTuple):
-    """A ticket as it stands. `places` is what the service wrote; `reported` maps stores to outcomes; `upload` is an upload's state."""
+    """A ticket as it stands. `places` and `why` are what the service wrote; `reported` maps stores to outcomes; `upload` is an upload's
+    state."""
 
     id: UUID
     operation: Operation
@@ -77,6 +92,7 @@ class TicketSeen(NamedTuple):
     leases: tuple[LeaseSeen, ...]
     reported: Mapping[int, str]
     upload: str | None
+    why: Any
 
     @property
     def asked_at(self) -> float:
@@ -109,6 +125,9 @@ class Reading:
     outcomes: tuple[OutcomeSeen, ...]
     paths: tuple[PathRow, ...]
     path_count: int
+    waits: tuple[WaitSeen, ...]
+    """Those that wait longest first; only with everything."""
+    wait_count: int
 
 
 _LEASED = """
@@ -118,10 +137,11 @@ SELECT store_id, direction, count(*)::int FROM leases WHERE expires_at > now() G
 _TICKET = """
 t.id, t.operation, t.state, t.project, t.subject, t.instance, t.address, t.site, t.size, t.places,
 extract(epoch FROM t.expires_at)::float8, t.expires_at <= now(), i.name, i.project, i.visibility,
-(SELECT jsonb_agg(jsonb_build_array(l.store_id, extract(epoch FROM l.granted_at), extract(epoch FROM l.expires_at)) ORDER BY l.granted_at)
+(SELECT jsonb_agg(jsonb_build_array(l.store_id, extract(epoch FROM coalesce(l.expected_at, l.expires_at)),
+                                    extract(epoch FROM l.expires_at)))
  FROM leases l WHERE l.ticket_id = t.id AND l.expires_at > now()),
 (SELECT jsonb_agg(jsonb_build_array(r.store_id, r.outcome)) FROM reports r WHERE r.ticket_id = t.id),
-u.state
+u.state, t.why
 """
 
 # $1 everything, $2 project, $3 subject, $4 how many; a ticket is under way while it holds a lease, or may be used and was not reported.
@@ -172,6 +192,11 @@ ORDER BY (coalesce(setup / nullif(setup_weight, 0), 0) + $2 * busy_seconds / nul
 LIMIT $3
 """
 
+_WAITS = """
+SELECT w.project, w.direction, w.store_ids, w.bytes, w.priority, extract(epoch FROM w.asked_at)::float8, count(*) OVER ()::int
+FROM waits w JOIN desks d ON d.id = w.desk WHERE d.seen_at > now() - make_interval(secs => $1) ORDER BY w.asked_at LIMIT $2
+"""
+
 
 async def read(db: asyncpg.Pool[asyncpg.Record], scope: Scope, bounds: Bounds) -> Reading:
     """A reading for `scope`. Raises `errors.Unavailable`."""
@@ -183,6 +208,7 @@ async def read(db: asyncpg.Pool[asyncpg.Record], scope: Scope, bounds: Bounds) -
             transfers = await connection.fetch(_TRANSFERS, *whose, bounds.transfers)
             decisions = await connection.fetch(_DECISIONS, *whose, bounds.decisions)
             outcomes = await connection.fetch(_OUTCOMES, *whose, bounds.outcomes)
+            waits = await connection.fetch(_WAITS, DEAD_SECONDS, bounds.waits) if scope.everything else []
             paths = await connection.fetch(_PATHS, scope.private, float(bounds.size), bounds.paths)
     return Reading(
         at=at,
@@ -193,12 +219,14 @@ async def read(db: asyncpg.Pool[asyncpg.Record], scope: Scope, bounds: Bounds) -
         outcomes=tuple(OutcomeSeen(Operation(row[0]), *list(row)[1:]) for row in outcomes),
         paths=tuple(PathRow(row[0], row[1], row[2], PathAverage(*list(row)[3:10])) for row in paths),
         path_count=paths[0][-1] if paths else 0,
+        waits=tuple(WaitSeen(row[0], row[1], tuple(row[2]), *row[3:6]) for row in waits),
+        wait_count=waits[0][-1] if waits else 0,
     )
 
 
 def _ticket(row: Any) -> TicketSeen:
     image = None if row[12] is None else ImageSeen(row[12], row[13], Visibility(row[14]))
-    leases = tuple(LeaseSeen(int(store), float(granted), float(expires)) for store, granted, expires in row[15] or ())
+    leases = tuple(LeaseSeen(int(store), float(expected), float(expires)) for store, expected, expires in row[15] or ())
     return TicketSeen(
         id=row[0],
         operation=Operation(row[1]),
@@ -216,4 +244,5 @@ def _ticket(row: Any) -> TicketSeen:
         leases=leases,
         reported=dict(row[16] or ()),
         upload=row[17],
+        why=row[18],
     )

@@ -13,18 +13,33 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from broker import errors, permit
 from broker.catalog import status as readings
 from broker.catalog.path_pages import PathRow
-from broker.catalog.status import Bounds, OutcomeSeen, Reading, Scope, TicketSeen
+from broker.catalog.status import Bounds, OutcomeSeen, Reading, Scope, TicketSeen, WaitSeen
 from broker.model import Direction, Operation, Outcome, Principal, Role, Store
 from broker.paths import IDLE, decay
 from broker.service import places
 from broker.service.context import Context
+from broker.service.overview import (
+    COMPARED_SIZE,
+    Asked,
+    DecisionShown,
+    OutcomeShown,
+    Overview,
+    PathShown,
+    PlaceShown,
+    SiteShown,
+    StoreShown,
+    TransferShown,
+    Use,
+    WaitShown,
+    open_state,
+    state_of,
+)
 from broker.service.places import Recorded
 from broker.sites import EVERYWHERE
 
@@ -33,10 +48,8 @@ TRANSFERS = 40
 DECISIONS = 20
 OUTCOMES = 200
 PATHS = 12
+WAITS = 40
 """So many of each are shown at most."""
-
-COMPARED_SIZE = 1 << 30
-"""Paths are compared by a transfer of so many bytes."""
 
 READING_SECONDS = 1.0
 """So long a reading is shown again, and a database that did not answer is not asked again."""
@@ -46,181 +59,6 @@ PATIENCE_SECONDS = 3.0
 
 READINGS = 64
 """Principals whose last readings are kept."""
-
-FAILING, UNSTEADY = 0.5, 0.9
-"""Stores with a smaller share of transfers that delivered are told to be failing, or unsteady."""
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """How much of a limited thing is taken; `limit` is ``None`` where there is no limit, or none is known."""
-
-    taken: int
-    limit: int | None
-
-    @property
-    def share(self) -> float:
-        """The share that is taken: over 1 while a lowered limit drains, 1 for a limit of 0, 0 without a limit."""
-        return 0.0 if self.limit is None else self.taken / self.limit if self.limit else 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class StoreShown:
-    """A store. `level` says how `state` is to be taken: ``good``, ``warn``, ``bad`` or ``off``; the uses are administrators'."""
-
-    name: str
-    kind: str
-    state: str
-    level: str
-    private: bool
-    read: Use | None
-    write: Use | None
-    space: Use | None
-    rate: float | None
-    """What a transfer from it gets, in bytes per second, over all sites; ``None`` when nothing recent told."""
-    success: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class SiteShown:
-    path: str
-    stores: tuple[StoreShown, ...]
-
-    @property
-    def read(self) -> Use:
-        """Read slots of its stores that have a limit."""
-        return total(store.read for store in self.stores)
-
-    @property
-    def write(self) -> Use:
-        """The same for writing."""
-        return total(store.write for store in self.stores)
-
-    @property
-    def troubled(self) -> int:
-        """How many of its stores want to be looked at."""
-        return sum(store.level in ("warn", "bad") for store in self.stores)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Who asked for a ticket, when, and for what."""
-
-    id: str
-    operation: str
-    image: str | None
-    size: int | None
-    project: str
-    subject: str
-    machine: str
-    site: str | None
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class TransferShown:
-    """A transfer under way. `estimate` is what its first store was expected to take, in seconds; `lease_ends_at` is of the last lease."""
-
-    asked: Asked
-    stores: tuple[str, ...]
-    estimate: float | None
-    lease_ends_at: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class PlaceShown:
-    """One place of a ticket, with the numbers of the decision. `share` is its share of first draws, `outcome` what was reported."""
-
-    store: str
-    state: str
-    seconds: float
-    rate: float
-    setup_seconds: float
-    success: float
-    basis: str
-    share: float
-    outcome: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class DecisionShown:
-    """A ticket, and what was decided for it, best place first. `state` is the ticket's or the upload's."""
-
-    asked: Asked
-    state: str
-    places: tuple[PlaceShown, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PathShown:
-    """What was observed between a site and a store. `seconds` is what `COMPARED_SIZE` bytes take; ``None`` when nothing arrived.
-    `believed` says whether ranking still goes by it."""
-
-    site: str
-    store: str
-    direction: str
-    seconds: float | None
-    rate: float | None
-    setup_seconds: float | None
-    success: float
-    age_seconds: float
-    believed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class OutcomeShown:
-    """A reported transfer. `ratio` is what it took over what was estimated; ``None`` when it did not deliver."""
-
-    store: str
-    direction: str
-    outcome: str
-    ratio: float | None
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """The page. `at` is when the catalogue was read, ``None`` when it never was; `away` that it cannot be read now."""
-
-    everything: bool
-    at: float | None
-    away: bool
-    sites: tuple[SiteShown, ...]
-    more_stores: int
-    transfers: tuple[TransferShown, ...]
-    more_transfers: int
-    decisions: tuple[DecisionShown, ...]
-    paths: tuple[PathShown, ...]
-    more_paths: int
-    outcomes: tuple[OutcomeShown, ...]
-
-    @property
-    def store_count(self) -> int:
-        return self.more_stores + sum(len(site.stores) for site in self.sites)
-
-    @property
-    def read(self) -> Use:
-        """Read slots of all stores shown."""
-        return total(site.read for site in self.sites)
-
-    @property
-    def write(self) -> Use:
-        return total(site.write for site in self.sites)
-
-    @property
-    def troubled(self) -> int:
-        return sum(site.troubled for site in self.sites)
-
-    @property
-    def failed(self) -> int:
-        """How many of the outcomes shown are failures."""
-        return sum(outcome.ratio is None for outcome in self.outcomes)
-
-
-def total(uses: Iterable[Use | None]) -> Use:
-    """The uses together, without those that have no limit."""
-    limited = [use for use in uses if use is not None and use.limit is not None]
-    return Use(sum(use.taken for use in limited), sum(use.limit or 0 for use in limited) if limited else None)
 
 
 class Overviews:
@@ -269,7 +107,7 @@ class Overviews:
         return asyncio.get_running_loop().time()
 
 
-_BOUNDS = Bounds(TRANSFERS, DECISIONS, OUTCOMES, PATHS, COMPARED_SIZE)
+_BOUNDS = Bounds(TRANSFERS, DECISIONS, OUTCOMES, PATHS, WAITS, COMPARED_SIZE)
 
 
 def scope_of(principal: Principal) -> Scope:
@@ -290,7 +128,7 @@ def overview(context: Context, principal: Principal, reading: Reading | None, *,
         for path, stores in groupby(shown[:STORES], key=lambda store: store.site)
     )
     if reading is None:
-        return Overview(everything, None, away, sites, len(shown) - len(shown[:STORES]), (), 0, (), (), 0, ())
+        return Overview(everything, None, away, sites, len(shown) - len(shown[:STORES]), (), 0, (), 0, (), (), 0, ())
     decisions = [_decision(principal, ticket, visible) for ticket in reading.decisions]
     transfers = [_transfer(principal, ticket, visible) for ticket in reading.transfers]
     names = {store.name for store in visible.values()}
@@ -302,6 +140,8 @@ def overview(context: Context, principal: Principal, reading: Reading | None, *,
         more_stores=len(shown) - len(shown[:STORES]),
         transfers=tuple(transfer for transfer in transfers if transfer is not None),
         more_transfers=reading.transfer_count - len(transfers),
+        waits=tuple(_wait(wait, visible, reading.at) for wait in reading.waits),
+        more_waits=reading.wait_count - len(reading.waits),
         decisions=tuple(decision for decision in decisions if decision is not None),
         paths=tuple(_path(context, row, reading.at) for row in reading.paths if row.store in names),
         more_paths=reading.path_count - len(reading.paths),
@@ -325,42 +165,12 @@ def _store(context: Context, store: Store, leased: Mapping[tuple[int, str], int]
         ]
         read, write = Use(used[0], store.read_slots), Use(used[1], store.write_slots)
         space = Use(loads[1].reserved, store.capacity)
-    state, level = state_of(store, read, success) if everything else open_state(store, success)
+    doubt = memory.doubts(Direction.READ).get(store.name, 0.0)
+    state, level = state_of(store, read, success, doubt) if everything else open_state(store, success, doubt)
     return StoreShown(
         store.name, store.kind, state, level, store.exposure.value != "public", read, write, space,
         None if average is None else average.rate, success,
     )  # fmt: skip
-
-
-def state_of(store: Store, read: Use | None, success: float | None) -> tuple[str, str]:
-    """How a store is in a few words, and how that is to be taken; what matters most is told."""
-    if store.enabled and not (store.abilities.reads or store.abilities.writes):
-        return "not usable", "bad"
-    state, level = open_state(store, success)
-    if level in ("off", "bad"):
-        return state, level
-    if not store.abilities.reads:
-        return "not readable", "warn"
-    if read is not None and read.limit is not None and read.taken > read.limit:
-        return "draining", "warn"
-    if read is not None and read.limit == 0:
-        return "drained", "off"
-    if read is not None and read.limit is not None and read.taken >= read.limit:
-        return "full", "warn"
-    if level == "good" and not store.abilities.writes:
-        return "read only", "good"
-    return state, level
-
-
-def open_state(store: Store, success: float | None) -> tuple[str, str]:
-    """The same from what everybody may know of a store."""
-    if not store.enabled:
-        return "disabled", "off"
-    if success is not None and success < FAILING:
-        return "failing", "bad"
-    if success is not None and success < UNSTEADY:
-        return "unsteady", "warn"
-    return ("open", "good") if store.writable else ("read only", "good")
 
 
 def _asked(principal: Principal, ticket: TicketSeen) -> Asked:
@@ -378,10 +188,19 @@ def _transfer(principal: Principal, ticket: TicketSeen, visible: Mapping[int, St
     used = [place for place in places.recorded(ticket.places) if place.store_id in visible and _is_used(place, ticket, visible, held)]
     if not used:
         return None
-    ends = [lease.expires_at for lease in ticket.leases if lease.store_id in visible]
+    leases = [lease for lease in ticket.leases if lease.store_id in visible]
     return TransferShown(
-        _asked(principal, ticket), tuple(visible[place.store_id].name for place in used), used[0].seconds, max(ends, default=None)
+        _asked(principal, ticket),
+        tuple(visible[place.store_id].name for place in used),
+        used[0].seconds,
+        max((lease.expected_at for lease in leases), default=None),
+        max((lease.expires_at for lease in leases), default=None),
     )
+
+
+def _wait(wait: WaitSeen, visible: Mapping[int, Store], now: float) -> WaitShown:
+    names = tuple(sorted(visible[id].name for id in wait.store_ids if id in visible))
+    return WaitShown(wait.project, wait.direction, names, wait.bytes, wait.priority, max(0.0, now - wait.asked_at))
 
 
 def _is_used(place: Recorded, ticket: TicketSeen, visible: Mapping[int, Store], held: Mapping[int, object]) -> bool:
@@ -401,7 +220,14 @@ def _decision(principal: Principal, ticket: TicketSeen, visible: Mapping[int, St
         return None
     whole = 1.0 if len(known) == len(recorded) else sum(place.weight for place in known) or 1.0
     state = ticket.upload or ("expired" if ticket.state == "open" and ticket.expired else ticket.state)
-    return DecisionShown(_asked(principal, ticket), state, tuple(_place(place, ticket, visible[place.store_id], whole) for place in known))
+    names = {store.name for store in visible.values()}
+    told = ticket.why.get("excluded", ()) if ticket.why is not None else ()
+    return DecisionShown(
+        _asked(principal, ticket),
+        state,
+        tuple(_place(place, ticket, visible[place.store_id], whole) for place in known),
+        tuple((entry["store"], entry["reason"]) for entry in told if entry["store"] in names),
+    )
 
 
 def _place(place: Recorded, ticket: TicketSeen, store: Store, whole: float) -> PlaceShown:

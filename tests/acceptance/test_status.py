@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +54,9 @@ async def settle_in(house: House, session: aiohttp.ClientSession) -> None:
     )  # fmt: skip
 
 
-async def make_busy(brokers: Brokers, session: aiohttp.ClientSession) -> None:
-    """Uploads, downloads that went well, badly and slowly, transfers under way, a full store, a closed one, hostile names."""
+async def make_busy(brokers: Brokers, session: aiohttp.ClientSession) -> str:
+    """An image, and what may happen around it: uploads, downloads that went well, badly and slowly, transfers under way, a full store,
+    a closed one, hostile names."""
     member = brokers.api(session)
     admin = brokers.api(session, Role.ADMIN)
     first = await put(member, session, CONTENT, "weed", "disk-1", image={"name": "debian-12"})
@@ -69,16 +72,41 @@ async def make_busy(brokers: Brokers, session: aiohttp.ClientSession) -> None:
         if fails:
             body = {"store": source["store"], "outcome": "failed", "bytes": 0, "seconds": 1, "detail": "reset"}
         assert (await api.post(f"/v1/tickets/{ticket['id']}/report", body)).status == 204
-    for number in range(3):
-        api = Api(member.url, session, brokers.token(subject=f"node-{number}"), {"X-Client-Instance": f"node-{number}"})
-        which = (bold["image"], image, image)[number]
-        ok(await api.post("/v1/tickets", {"operation": "download", "image": which, "avoid": ["weed"]}), 201)
-    ok(
-        await brokers.api(session, subject="carol").post("/v1/tickets", {"operation": "upload", "image": {"name": "new"}, "size": 5 << 30}),
-        201,
-    )
+    for number in range(4):
+        asked = {"operation": "download", "image": bold["image"] if number == 0 else image, "avoid": ["weed"]}
+        ok(await node_of(brokers, session, number).post("/v1/tickets", asked), 201)
+    carol = brokers.api(session, subject="carol")
+    ok(await carol.post("/v1/tickets", {"operation": "upload", "image": {"name": "new"}, "size": 5 << 30}), 201)
     closed = await admin.get("/v1/stores/closed")
     ok(await admin.patch("/v1/stores/closed", {"enabled": False}, closed.etag))
+    return str(image)
+
+
+def node_of(brokers: Brokers, session: aiohttp.ClientSession, number: int) -> Api:
+    """A compute node."""
+    token = brokers.token(subject=f"node-{number}")
+    return Api(brokers.running[0].url, session, token, {"X-Client-Instance": f"node-{number}"})
+
+
+async def until_seen(page: Browser, url: str, word: str) -> None:
+    """Open the page until it has that word."""
+    await page.open(url)
+    async with asyncio.timeout(60):
+        while word not in await page.text():
+            await page.open(url)
+
+
+@contextlib.asynccontextmanager
+async def waiters(brokers: Brokers, session: aiohttp.ClientSession, image: str) -> AsyncIterator[None]:
+    """Two nodes that wait for a slot on the full store."""
+    asked = {"operation": "download", "image": image, "avoid": ["weed"], "wait": 60}
+    tasks = [asyncio.create_task(node_of(brokers, session, number).post("/v1/tickets", asked)) for number in (4, 5)]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def sign_in(page: Browser, url: str, token: str) -> None:
@@ -94,7 +122,7 @@ async def test_a_person_signs_in_reads_and_signs_out(house: House, tmp_path: Pat
     brokers = house.brokers
     async with aiohttp.ClientSession() as session, browser(tmp_path / "chromium") as page:
         await settle_in(house, session)
-        await make_busy(brokers, session)
+        image = await make_busy(brokers, session)
         url = brokers.running[0].url
         await page.look(1280)
         await page.open(f"{url}/")
@@ -106,32 +134,8 @@ async def test_a_person_signs_in_reads_and_signs_out(house: House, tmp_path: Pat
         assert await page.script("location.href") == f"{url}/"
         page.messages.clear()
 
-        await page.open(f"{url}/?refresh=off")
-        text = await page.text()
-        for word in (
-            "weed",
-            "disk-1",
-            "closed",
-            "disabled",
-            "debian-12",
-            "<b>bold</b> & co",
-            "3 of 4",
-            "node-2 at 127.0.0.1",
-            "failed",
-        ):
-            assert word in text, (word, text)
-        assert await page.script("[...document.querySelectorAll('h2')].map(each => each.innerText).join()") == (
-            "Stores by site,Transfers under way,What transfers took, against the estimate,Worst paths,"
-            "Why the last tickets chose what they chose"
-        )
-        assert await page.script("document.querySelectorAll('svg path.dots').length") >= 2
-        assert await page.script("getComputedStyle(document.querySelector('rect.good')).fill") != "rgb(0, 0, 0)"  # the style is in force
-        await readable(page)
-        await page.click("section:last-of-type details:nth-of-type(2) summary")
-        assert await page.script("document.querySelector('section:last-of-type details:nth-of-type(2)').open")
-        assert not [each for each in page.requested if not each.startswith((url, "data:"))]
-        assert not page.messages
-
+        async with waiters(brokers, session, image):
+            await reads(page, url)
         before = page.loads
         await page.click(".viewer button")
         await page.loaded(before)
@@ -141,6 +145,35 @@ async def test_a_person_signs_in_reads_and_signs_out(house: House, tmp_path: Pat
         assert "secret" not in text
         assert "alice" not in text
         assert "Your last reports" in text
+
+
+async def reads(page: Browser, url: str) -> None:
+    """What an administrator looks for, and how it looks."""
+    await until_seen(page, f"{url}/?refresh=off", "Priority")
+    text = await page.text()
+    for word in (
+        "weed",
+        "disk-1",
+        "closed",
+        "disabled",
+        "debian-12",
+        "<b>bold</b> & co",
+        "4 of 4",
+        "node-2 at 127.0.0.1",
+        "failed",
+    ):
+        assert word in text, (word, text)
+    assert await page.script("[...document.querySelectorAll('h2')].map(each => each.innerText).join()") == (
+        "Stores by site,Transfers under way,Waiting for a slot,What transfers took, against the estimate,Worst paths,"
+        "Why the last tickets chose what they chose"
+    )
+    assert await page.script("document.querySelectorAll('svg path.dots').length") >= 2
+    assert await page.script("getComputedStyle(document.querySelector('rect.good')).fill") != "rgb(0, 0, 0)"  # the style is in force
+    await readable(page)
+    await page.click("section:last-of-type details:nth-of-type(2) summary")
+    assert "Not offered: weed (avoided)." in await page.text("section:last-of-type details:nth-of-type(2)")
+    assert not [each for each in page.requested if not each.startswith((url, "data:"))]
+    assert not page.messages
 
 
 async def readable(page: Browser) -> None:

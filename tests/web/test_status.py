@@ -409,6 +409,40 @@ async def test_what_is_wrong_with_stores_is_told(desk: Desk) -> None:
     assert "3 to look at" in page
 
 
+async def test_why_a_store_was_left_out_is_told_to_those_who_may_know_it(desk: Desk) -> None:
+    first, second = await desk.store("disk-1"), await desk.store("disk-2")
+    hidden = await desk.store("secret-1", exposure="service")
+    image = await desk.image(first, second, hidden)
+    api = Api(desk.broker.url, desk.session, desk.broker.token("service", "nova", "compute"))
+    asked = {"operation": "download", "image": image, "avoid": ["disk-1", "secret-1"]}
+    assert (await api.post("/v1/tickets", asked)).status == 201
+    for role in ("admin", "service"):
+        assert re.search(
+            r"Not offered: (disk-1|secret-1) \(avoided\) , (disk-1|secret-1) \(avoided\) \.", (await desk.see(role, "nova", "compute")).text
+        )
+    page = (await desk.see("member", "nova", "compute")).text
+    assert "Not offered: disk-1 (avoided) ." in page
+    assert "secret-1" not in page
+
+
+async def test_who_waits_is_told_to_administrators_while_his_broker_lives(desk: Desk) -> None:
+    store = await desk.store("disk-1", slots=1)
+    living, dead = new_id(), new_id()
+    await desk.db.execute("INSERT INTO desks VALUES ($1, now() + interval '1 hour'), ($2, now() - interval '5 seconds')", living, dead)
+    for desk_id, project in ((living, HOSTILE), (dead, "orphan")):
+        await desk.db.execute(
+            """INSERT INTO waits (id, desk, project, priority, weight, direction, store_ids, bytes, asked_at)
+               VALUES ($1, $2, $3, 4, 1, 'read', $4, 5000000, now() - interval '90 seconds')""",
+            new_id(), desk_id, project, [store],
+        )  # fmt: skip
+    page = await desk.see("admin")
+    assert "Waiting for a slot 1 1 min" in page.text
+    assert "4.8 MiB disk-1 to read 4.00" in page.text
+    assert "orphan" not in page.text
+    assert "<script" not in page.html
+    assert "Waiting for a slot" not in (await desk.see("member")).text
+
+
 # -- bounds
 
 

@@ -18,8 +18,7 @@ from markupsafe import Markup
 
 from broker import __version__
 from broker.model import Principal
-from broker.service import status as service
-from broker.service.status import OutcomeShown, Overview
+from broker.service.overview import COMPARED_SIZE, OutcomeShown, Overview
 from broker.units import seconds_text, size_text
 
 OPEN_STORES = 40
@@ -43,7 +42,7 @@ def status(overview: Overview, principal: Principal, *, refresh: int | None, can
         can_sign_out=can_sign_out,
         plot=plot(overview.outcomes),
         open_all=overview.store_count <= OPEN_STORES,
-        compared=service.COMPARED_SIZE,
+        compared=COMPARED_SIZE,
     )
 
 
