@@ -121,12 +121,18 @@ def next_wants(
 
 def settle(offers: Sequence[Offered], granted: Collection[str], count: int) -> Admitted | None:
     """The admission after the database has spoken: at most `count` sources, those with a lease among them. ``None``: all are full."""
-    stores = [offer.store for offer in offers]
-    active = sorted({stores.index(store) for store in granted if store in stores})  # of two offers of one store, the first
-    if not active:
-        return None
-    others = [index for index in range(min(count, len(stores))) if index not in active]
-    return Admitted(tuple(active), tuple(others[: max(0, count - len(active))]))
+    active: list[int] = []
+    others: list[int] = []
+    left = set(granted)
+    for index, offer in enumerate(offers):
+        if offer.store in left:
+            left.remove(offer.store)  # of two offers of one store, the first
+            active.append(index)
+        elif index < count:
+            others.append(index)
+        elif not left:
+            break
+    return Admitted(tuple(active), tuple(others[: max(0, count - len(active))])) if active else None
 
 
 def retry_seconds(turns: Iterable[float | None], policy: Policy) -> float:

@@ -203,14 +203,15 @@ def size_up(prospects: Sequence[Prospect], size: int | None, policy: Policy) -> 
     candidates that nothing is against and nothing lifts, without an object for each of them."""
     if size is None:
         size = policy.unknown_size
-    seconds = []
-    scores = []
-    for prospect in prospects:
-        setup, rate, success, dearness, _ = prospect
+    seconds: list[float] = []
+    scores: list[float] = []
+    stranger: list[float] = []
+    for setup, rate, success, dearness, strangeness in prospects:
         takes = setup + size / rate
         seconds.append(takes)
         scores.append(takes / success * dearness)
-    return seconds, _shares(scores, [prospect[4] for prospect in prospects], None, policy)
+        stranger.append(strangeness)
+    return seconds, _shares(scores, stranger, None, policy)
 
 
 def outlook(site: str | None, candidate: Candidate, averages: Averages, policy: Policy, now: float) -> Outlook:
@@ -277,9 +278,11 @@ def _shares(scores: Sequence[float], strangeness: Sequence[float], lifts: Sequen
     by_score = [(best / score) ** sharpness if score > best else 1.0 for score in scores]
     scale = (1.0 - policy.exploration) / sum(by_score)
     even = policy.exploration / len(scores)
-    weights = [scale * weight + even * strange for weight, strange in zip(by_score, strangeness, strict=True)]
-    if lifts is not None:
-        weights = [weight * lift for weight, lift in zip(weights, lifts, strict=True)]
+    if lifts is None:  # then it is known beforehand what the weights come to
+        total = 1.0 - policy.exploration + even * sum(strangeness)
+        scale, even = scale / total, even / total
+        return [scale * weight + even * strange for weight, strange in zip(by_score, strangeness, strict=True)]
+    weights = [(scale * weight + even * strange) * lift for weight, strange, lift in zip(by_score, strangeness, lifts, strict=True)]
     total = sum(weights)
     return [weight / total for weight in weights]
 

@@ -310,9 +310,11 @@ def _grant_request(context: Context, client: Client, party: Party, plan: Plan) -
             wanted.append(leases.Want(source.way.store_id, "read", seconds, min(source.seconds, seconds), _lease_bytes(plan)))
     if plan.expires_at is not None:  # recorded in an earlier round: only more leases are asked for
         return leases.GrantRequest(plan.id, None, wanted, False, party)
-    first, others = plan.sources[: plan.count], plan.sources[plan.count :]
-    first += [source for source in others if source.store in wants]
-    recorded = [source.record(source.store in wants, loads.get(source.store, IDLE).active + 1) for source in first]
+    recorded = [
+        source.record(wanted_now, loads.get(source.store, IDLE).active + 1)
+        for index, source in enumerate(plan.sources)
+        if (wanted_now := source.store in wants) or index < plan.count
+    ]
     principal, blob = client.principal, plan.target.blob
     ticket = leases.TicketRow(
         Operation.DOWNLOAD, principal.project, principal.subject, client.instance, client.address, client.site, plan.target.image_id,

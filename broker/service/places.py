@@ -7,6 +7,7 @@ what the transfer reports.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -71,9 +72,15 @@ def recorded(row: Sequence[Sequence[Any]]) -> list[Recorded]:
 
 
 def until(context: Context, expires_at: float, now: float) -> Until:
-    """How long what reads the places of a ticket that ends at `expires_at` may live."""
+    """How long what reads the places of a ticket that ends at `expires_at` may live, as of the second that `now` lies in."""
     policy = context.policy
-    return reads.until(min(expires_at, now + policy.url_ttl_seconds), now, int(policy.share_bucket_seconds))
+    return _until(int(expires_at), int(now), int(policy.url_ttl_seconds), int(policy.share_bucket_seconds))
+
+
+@lru_cache(maxsize=1024)
+def _until(expires_at: int, now: int, url_ttl_seconds: int, share_bucket_seconds: int) -> Until:
+    """The tickets of a second mostly live equally long."""
+    return reads.until(min(expires_at, now + url_ttl_seconds), now, share_bucket_seconds)
 
 
 def sign_read(context: Context, store: str, key: str, until: Until) -> str | None:

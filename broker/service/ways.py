@@ -73,6 +73,7 @@ def plain_sources(context: Context, blob: CompactBlob, outlooks: rank.Outlooks) 
         return None
     rows, known = blob.replica_rows, outlooks.ways.get
     ways: list[Way] = []
+    prospects: list[rank.Prospect] = []
     for row in rows:
         found = known(row[0])
         if found is None or found.bandwidth is not None:
@@ -80,10 +81,11 @@ def plain_sources(context: Context, blob: CompactBlob, outlooks: rank.Outlooks) 
         if found is None or not found.is_open:
             return None
         ways.append(found)
+        prospects.append(found.prospect)
     if not ways:
         return []
     policy = context.policy.rank
-    seconds, shares = rank.size_up([found.prospect for found in ways], blob.size, policy)
+    seconds, shares = rank.size_up(prospects, blob.size, policy)
     return [Source(ways[i], rows[i][1], rows[i][2], seconds[i], shares[i]) for i in rank.draw(shares, context.rng)]
 
 
