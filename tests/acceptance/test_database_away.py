@@ -97,7 +97,7 @@ async def test_a_database_that_goes_away_in_mid_request(brokers: Brokers, server
         names = await db.fetch("SELECT name, count(*) FROM images WHERE name LIKE 'storm-%' GROUP BY name")
         assert all(row["count"] == 1 for row in names)
         for table, ids in storm.made.items():
-            assert len(ids) == len(set(ids)) > 20
+            assert len(ids) == len(set(ids)) > 0
             assert await db.fetchval(f"SELECT count(*) FROM {table} WHERE id::text = ANY($1)", ids) == len(ids), table
         assert await db.fetchval("SELECT count(*) FROM tickets WHERE operation = 'download'") == len(storm.made["tickets"])
         slots = await db.fetch(
