@@ -17,9 +17,9 @@ from prometheus_client.registry import Collector
 SAME_FOR_ALL = frozenset(
     f"broker_{name}"
     for name in (
-        "uploads", "replicas", "images", "leases", "slots", "signing_keys", "info", "bandwidth_bytes_per_second", "space_taken_bytes",
-        "space_capacity_bytes", "project_leases", "paths", "path_rate_bytes_per_second", "path_success_ratio", "deletions",
-        "database_bytes", "memory_age_seconds", "suspicion", "failures",
+        "uploads", "replicas", "images", "leases", "slots", "signing_keys", "info", "bandwidth_bytes_per_second",
+        "space_taken_bytes", "space_capacity_bytes", "project_leases", "project_waiting", "paths", "path_rate_bytes_per_second",
+        "path_success_ratio", "deletions", "database_bytes", "memory_age_seconds", "suspicion", "failures",
     )
 ) | {"process_start_time_seconds"}  # fmt: skip
 """Gauges of which every worker tells the same, but for the moment at which it looked, and ages: the largest counts."""

@@ -145,6 +145,7 @@ class Metrics:
     space_taken: Levels  # store
     space_capacity: Levels  # store
     project_leases: Levels  # project
+    project_waiting: Levels  # project
     paths: Levels  # store, direction
     path_rates: Levels  # store, direction, of: worst, median, best
     path_successes: Levels  # store, direction, of
@@ -231,6 +232,7 @@ def create(version: str = "") -> Metrics:
         space_taken=levels("space_taken_bytes", "Bytes of replicas and open uploads on a store.", "store"),
         space_capacity=levels("space_capacity_bytes", "Capacity that a store declares.", "store"),
         project_leases=levels("project_leases", "Unexpired leases by project.", "project"),
+        project_waiting=levels("project_waiting", "Requests that wait for a slot at any broker, by project.", "project"),
         paths=levels("paths", "Sites that reported transfers with a store lately.", "store", "direction"),
         path_rates=levels(
             "path_rate_bytes_per_second", "Average rate of a store's paths, of the worst, median and best site.", "store", "direction", "of"

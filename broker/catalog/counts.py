@@ -88,6 +88,19 @@ async def project_leases(db: Any, most: int) -> dict[str, int]:
     return dict(map(tuple, rows))
 
 
+async def project_waits(db: Any, most: int) -> dict[str, int]:
+    """Requests that wait for slots, of the `most` projects with most of them; those of all others under the name ``""``."""
+    with reachable():
+        rows = await db.fetch(
+            """SELECT CASE WHEN place <= $1 THEN project ELSE '' END AS name, sum(waiting)::int FROM (
+                   SELECT w.project, count(*) AS waiting, row_number() OVER (ORDER BY count(*) DESC, w.project) AS place
+                   FROM waits w JOIN desks d ON d.id = w.desk WHERE d.seen_at > clock_timestamp() - interval '5 s' GROUP BY w.project
+               ) ranked GROUP BY name""",
+            most,
+        )
+    return dict(map(tuple, rows))
+
+
 async def paths(db: Any, lately_seconds: float) -> list[PathCount]:
     """Every store by direction, from the sites that reported in the last so many seconds."""
     with reachable():

@@ -72,6 +72,7 @@ async def measure(context: Context) -> None:
     metrics.space_taken.replace({(entry.store,): entry.taken for entry in spaces})
     metrics.space_capacity.replace({(entry.store,): entry.capacity for entry in spaces if entry.capacity is not None})
     metrics.project_leases.replace({(name,): number for name, number in (await counts.project_leases(db, PROJECTS)).items()})
+    metrics.project_waiting.replace({(name,): number for name, number in (await counts.project_waits(db, PROJECTS)).items()})
     paths = await counts.paths(db, LATELY * context.policy.paths.half_life_seconds)
     metrics.paths.replace({(entry.store, entry.direction): entry.sites for entry in paths})
     metrics.path_rates.replace({(p.store, p.direction, of): rate for p in paths for of, rate in zip(OF, p.rates or (), strict=False)})

@@ -244,8 +244,9 @@ FAIRNESS = Board(
     "Transfer broker: fairness among projects",
     (
         stat(
-            "Fairness, 10 min", "none", select("job:broker_project_leases:fairness10m"),
-            "Jain's index: 1 when all projects held as many leases, 1/n when one of n held all. Projects that ask for little lower it too.",
+            "Fairness, 10 min", "none", select("job:broker_contending_leases:fairness10m"),
+            "Jain's index over the projects that waited: 1 when they held as many leases, 1/n when one of n held all. "
+            "Weights and priorities of roles make it smaller.",
         ),
         stat("Projects with leases", "none", f"count({HELD} > 0)"),
         stat("Fullest store", "percentunit", f"max({select('job_store_direction:broker_slots_used:ratio')})"),
@@ -256,7 +257,14 @@ FAIRNESS = Board(
         graph(
             "Leases by project, mean of 10 min", "none", Query(select("job_project:broker_project_leases:avg10m"), "{{project}}"),
         ),
-        graph("Fairness", "none", Query(select("job:broker_project_leases:fairness10m"), "Jain's index"), most=1),
+        graph("Fairness", "none", Query(select("job:broker_contending_leases:fairness10m"), "Jain's index"), most=1),
+        graph(
+            "Requests that wait, by project", "none", Query(level("broker_project_waiting", "project"), "{{project}}"), stacked=True,
+        ),
+        graph(
+            "Leases of those that waited, mean of 10 min", "none",
+            Query(select("job_project:broker_contending_leases:avg10m"), "{{project}}"),
+        ),
         graph(
             "Requests that wait", "none", Query(total("broker_waiting", BOTH), STORE),
             text="For a slot; one that waits for several stores counts at each.",

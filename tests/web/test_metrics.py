@@ -54,6 +54,7 @@ def test_every_name_begins_with_broker_or_process_and_labels_are_those_stated() 
         "version",
         "project",
         "of",
+        "how",
         "le",
     }
     families = list(text_string_to_metric_families(exercised().render().decode()))
@@ -166,6 +167,12 @@ async def test_what_the_catalogue_and_the_pool_say(broker: RunningBroker, sessio
     await db.execute(
         "INSERT INTO deletions (store_id, key, reason, attempts) VALUES ($1, 'a', 'x', 0), ($1, 'b', 'x', 2), ($1, 'c', 'x', 1)", store
     )
+    await db.execute("INSERT INTO desks (id, seen_at) VALUES (gen_random_uuid(), now()), (gen_random_uuid(), now() - interval '1 minute')")
+    await db.execute(
+        """INSERT INTO waits (id, desk, project, priority, weight, direction, store_ids, bytes)
+           SELECT gen_random_uuid(), id, 'project-00', 1, 1, 'read', ARRAY[$1::int], 1 FROM desks""",
+        store,
+    )
     await jobs.count(broker.context)
     await jobs.measure(broker.context)
     async with session.get(f"{broker.metrics_url}/metrics") as response:
@@ -179,6 +186,7 @@ async def test_what_the_catalogue_and_the_pool_say(broker: RunningBroker, sessio
     assert value(text, "broker_project_leases", project="project-00") == 1
     assert value(text, "broker_project_leases", project="") == 2
     assert text.count("broker_project_leases{") == metrics.PROJECTS + 1
+    assert value(text, "broker_project_waiting", project="project-00") == 1, "who waits at a broker that is gone does not count"
     assert value(text, "broker_paths", store="s", direction="read") == 3
     for of, rate, share in (("worst", 10, 0.5), ("median", 20, 0.75), ("best", 30, 1)):
         assert value(text, "broker_path_rate_bytes_per_second", store="s", direction="read", of=of) == rate
