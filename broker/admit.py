@@ -58,6 +58,8 @@ class Policy:
     """Bytes that its leases may be for together; 0: no limit."""
     most_waiting: int = 256
     """Requests of one project that may wait at one broker at the same time."""
+    project_tickets_per_hour: int = 1_000_000
+    """Tickets that a project may ask for at once at one broker, and again in each hour; 0: no limit."""
 
 
 class Offered(Protocol):

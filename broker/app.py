@@ -25,6 +25,7 @@ import structlog
 from aiohttp import web
 
 from broker import __version__, admit, config, embedded, errors, metrics, rank
+from broker.buckets import Rate
 from broker.catalog import address, connect, leases, migrations
 from broker.catalog import reports as report_records
 from broker.catalog.coalesce import Coalescer
@@ -36,6 +37,7 @@ from broker.privileges import Opened
 from broker.service import jobs, keys
 from broker.service.context import Context, Policy
 from broker.service.memory import Memory
+from broker.service.pace import Pace
 from broker.service.status import Overviews
 from broker.sign.rotation import Terms
 from broker.stores import base, exchange, probe, reach, registry
@@ -46,7 +48,7 @@ from broker.web.handlers import HANDLERS
 from broker.web.keystone import Keystone
 from broker.web.keystone_tokens import KeystoneTokens
 from broker.web.listeners import STOP_SECONDS, listening
-from broker.web.refusals import Rate, Refusals
+from broker.web.refusals import Refusals
 from broker.web.routes import Api, ApiServer, Router
 from broker.web.status.pages import Pages
 from broker.web.status.session import Sessions
@@ -126,7 +128,7 @@ async def running(
         grants, reports = await _coalescers(stack, pool, policy, counted)
         context = Context(
             db=pool, grants=grants, reports=reports, memory=memory, keys=keyring, policy=policy, metrics=counted, clock=time.time,
-            rng=Random(), probe=try_store, grace_seconds=settings.database.grace_seconds,
+            rng=Random(), probe=try_store, grace_seconds=settings.database.grace_seconds, pace=Pace(policy.admit),
         )  # fmt: skip
         _follow(counted, pool, memory)
         loops = [*(jobs.repeat(context, job) for job in jobs.GAUGES), _watch_credentials(known, memory)]

@@ -14,6 +14,7 @@ from broker.catalog import leases, reports
 from broker.catalog.coalesce import Coalescer
 from broker.metrics import Metrics
 from broker.model import Store
+from broker.service.pace import Pace
 from broker.service.promises import Promises
 from broker.service.repeats import Repeats
 from broker.service.unrecorded import Unrecorded
@@ -84,3 +85,4 @@ class Context:
     """For so long after the change log was last read stale tickets are given (`broker.service.stale`)."""
     unrecorded: Unrecorded = field(default_factory=Unrecorded)
     """Those that were."""
+    pace: Pace = field(default_factory=Pace)

@@ -21,69 +21,19 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import orjson
 
+from broker.buckets import MAX_KEPT, Buckets, Rate
 from broker.errors import Forbidden, TooManyRefusals, Unauthenticated
 from broker.metrics import Metrics
 from broker.model import Principal
-
-MAX_KEPT = 10_000
-"""Addresses and subjects that are kept in mind, each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """So many at once, and so many more with each second."""
-
-    burst: float
-    per_second: float
-
 
 ALL = Rate(1000, 200)
 """Of all strangers together, and as many of all others; a refused token costs about 0.3 ms of a processor."""
 
 SUBJECT = Rate(5, 0.1)
-
-
-class Buckets:
-    """A token bucket for each key. A key that is not kept has a full one."""
-
-    def __init__(self, rate: Rate, clock: Callable[[], float], size: int = MAX_KEPT) -> None:
-        self._rate = rate
-        self._clock = clock
-        self._size = size
-        self._kept: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def take(self, key: Hashable) -> float:
-        """Take one out of the bucket: 0.0, or the seconds until there is one."""
-        now = self._clock()
-        level, at = self._kept.get(key, (self._rate.burst, now))
-        level = min(self._rate.burst, level + (now - at) * self._rate.per_second)
-        if level < 1:
-            return (1 - level) / self._rate.per_second
-        self._keep(key, level - 1, now)
-        return 0.0
-
-    def give_back(self, key: Hashable) -> None:
-        """One that was taken is not needed. A bucket that is full again is forgotten."""
-        found = self._kept.get(key)
-        if found is not None:
-            if found[0] + 1 >= self._rate.burst:
-                del self._kept[key]
-            else:
-                self._kept[key] = found[0] + 1, found[1]
-
-    def _keep(self, key: Hashable, level: float, now: float) -> None:
-        self._kept[key] = level, now
-        self._kept.move_to_end(key)
-        if len(self._kept) > self._size:
-            self._kept.popitem(last=False)
 
 
 class Refusals:

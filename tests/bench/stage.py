@@ -49,7 +49,8 @@ class Stage:
         config.write_text(
             f'data_dir = "{self.place}"\n[http]\npublic_url = "http://127.0.0.1:8080"\n'
             f'listen = "127.0.0.1:{port}"\nmetrics_listen = "127.0.0.1:{metrics_port}"\n'
-            f'[database]\nurl = "{self.url}"\n[memory]\nhot_bytes = {hot_bytes}\n[log]\nlevel = "warning"\n{uploads}'
+            f'[database]\nurl = "{self.url}"\n[memory]\nhot_bytes = {hot_bytes}\n[log]\nlevel = "warning"\n'
+            f"[policy.admission]\nproject_tickets_per_hour = 0\n{uploads}"
         )
         with server([find_program("broker", "pip install -e ."), "serve", "--config", str(config)], port, self.place / f"{name}.log") as up:
             yield up

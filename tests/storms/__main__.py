@@ -1,6 +1,7 @@
 """``python -m tests.storms NAME [OPTIONS]``: JSON lines with what was seen, then a line for people; exits 1 when a promise was broken.
 
 ``leases`` proves invariant 3: four brokers on one PostgreSQL, two of which are killed or stopped at any time.
+``million`` lets a project ask for a million tickets while another one asks for single ones.
 ``dashboards`` runs every expression of deploy/prometheus and deploy/grafana on a Prometheus that looks at a busy broker.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("leases", "dashboards")
+NAMES = ("leases", "dashboards", "million")
 
 
 def main() -> None:

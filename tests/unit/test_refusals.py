@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import pytest
 
 from broker import metrics
+from broker.buckets import Buckets, Rate
 from broker.errors import Forbidden, TooManyRefusals, Unauthenticated, Unavailable
 from broker.model import Principal, Role
 from broker.web import refusals
-from broker.web.refusals import Buckets, Rate, Refusals, claimed_subject, network_of
+from broker.web.refusals import Refusals, claimed_subject, network_of
 
 ALICE = Principal("alice", "demo", Role.MEMBER, 1e10)
 

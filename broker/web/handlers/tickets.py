@@ -18,6 +18,7 @@ __all__ = [
 
 
 async def create_ticket(call: Call) -> Answer:
+    call.context.pace.count(call.client.principal.project, 1)
     if call.body["operation"] == "upload":
         return _created(await _create(call))
     return _created(await stale.ticket(call.context, call.client, call.body, lambda: _create(call)))
@@ -77,6 +78,7 @@ async def create_tickets(call: Call) -> Answer:
             raise errors.Invalid(
                 "A batch does not wait.", field=f"tickets.{index}.wait", expected="no wait; ask for a single ticket to wait"
             )
+    call.context.pace.count(call.client.principal.project, len(asked))
     ids = new_ids(len(asked), call.context.clock())
     named = list(zip(ids, asked, strict=True))
     results = await stale.tickets(call.context, call.client, asked, lambda: negotiate.download_many(call.context, call.client, named))

@@ -1,0 +1,52 @@
+"""How many tickets a project may ask for: at the limit, one past it, in batches, and that others notice nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from broker import errors
+from broker.admit import Policy
+from broker.service.pace import Pace
+from tests.parts.broker import Api, broker_on
+
+DOWNLOAD = {"operation": "download", "blob": "01a20471-9cea-725f-bc0a-7702b28d121e"}
+
+
+def test_at_the_limit_and_one_past_it() -> None:
+    pace = Pace(Policy(project_tickets_per_hour=10))
+    pace.count("a", 9)
+    pace.count("a", 1)
+    with pytest.raises(errors.QuotaExceeded) as refused:
+        pace.count("a", 1)
+    assert refused.value.retry_after == 120  # of 360 s: nobody is told to come back later
+    pace.count("b", 10)
+
+
+def test_a_batch_that_is_larger_than_the_limit_takes_all_of_it() -> None:
+    pace = Pace(Policy(project_tickets_per_hour=10))
+    pace.count("a", 500)
+    with pytest.raises(errors.QuotaExceeded):
+        pace.count("a", 1)
+
+
+def test_no_limit() -> None:
+    pace = Pace(Policy(project_tickets_per_hour=0))
+    for _ in range(10):
+        pace.count("a", 1_000_000)
+
+
+async def test_over_http(database: str, tmp_path: Path) -> None:
+    settings = {"policy": {"admission": {"project_tickets_per_hour": 6}}}
+    async with broker_on(database, tmp_path, settings) as broker, aiohttp.ClientSession() as session:
+        member = Api(broker.url, session, broker.token())
+        assert (await member.post("/v1/tickets:batch", {"tickets": [DOWNLOAD] * 5})).status == 200
+        assert (await member.post("/v1/tickets:batch", {"tickets": [DOWNLOAD] * 2})).status == 429
+        assert (await member.post("/v1/tickets", DOWNLOAD)).status == 404  # no such blob, but counted
+        refused = await member.post("/v1/tickets", DOWNLOAD)
+        assert (refused.status, refused.body["type"]) == (429, "/problems/quota-exceeded")
+        assert int(refused.headers["Retry-After"]) > 0
+        other = Api(broker.url, session, broker.token(project="other"))
+        assert (await other.post("/v1/tickets", DOWNLOAD)).status == 404
