@@ -7,6 +7,7 @@ ticket or its own error.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,6 +27,9 @@ from broker.service.context import Context
 from broker.service.hot import Hot, Known
 from broker.service.parties import party_of
 from broker.service.ways import Source
+
+_STRETCH = 31
+"""After so many requests of a batch, and one, whoever waits for the processor has a turn: batches make nobody wait for them."""
 
 
 @dataclass(slots=True)
@@ -74,6 +78,8 @@ async def download_many(
     results: list[Any] = await _locate(context.memory.hot, client, [request for _, request in requests])
     plans: list[Plan] = []
     for index, (id, request) in enumerate(requests):
+        if index & _STRETCH == _STRETCH:
+            await asyncio.sleep(0)
         target = results[index]
         if isinstance(target, Target):
             try:
@@ -85,7 +91,12 @@ async def download_many(
     if plans:
         await _admit(context, client, plans)
         await _tell_why(context, plans)
-    return [_answer(context, name, result, now) if isinstance(result, Plan) else result for result in results]
+    for index, result in enumerate(results):
+        if index & _STRETCH == _STRETCH:
+            await asyncio.sleep(0)
+        if isinstance(result, Plan):
+            results[index] = _answer(context, name, result, now)
+    return results
 
 
 async def from_memory(context: Context, client: Client, request: Mapping[str, Any], id: str) -> dict[str, Any]:
