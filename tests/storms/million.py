@@ -29,7 +29,7 @@ from tests.bench.stage import write_credentials
 from tests.parts.broker import BrokerProcess, mint, serve
 from tests.parts.postgres import Postgres
 
-BATCH, CONNECTIONS = 500, 4
+BATCH, CONNECTIONS, BLOBS = 500, 4, 20_000
 QUIET_SECONDS = 5.0
 
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 async def _fill(url: str) -> None:
     connection: Any = await connect.connect_one(url)
-    await catalogue.fill(connection, "hmac")
+    await catalogue.fill(connection, "hmac", blobs=BLOBS)
     await connection.close()
 
 
@@ -91,10 +91,7 @@ async def _batches(session: aiohttp.ClientSession, broker: BrokerProcess, token:
     granted = failed = refused = 0
     headers = {"Authorization": f"Bearer {token}"}
     for number in range(tickets // BATCH):
-        asked = [
-            {"operation": "download", "blob": str(catalogue.blob_id((number * BATCH + i) % catalogue.BLOBS)), "count": 3}
-            for i in range(BATCH)
-        ]
+        asked = [{"operation": "download", "blob": str(catalogue.blob_id((number * BATCH + i) % BLOBS)), "count": 3} for i in range(BATCH)]
         async with session.post(f"{broker.url}/v1/tickets:batch", json={"tickets": asked}, headers=headers) as answer:
             body = await answer.json()
             if answer.status == 200:
