@@ -287,6 +287,8 @@ Everything but {NEAR} stays up. In another shell:
   broker put SOME-FILE --name mine --to {FAR}
   curl -s $BROKER_URL/openapi.json           # the contract
 
+In a browser, {house.url} is the status page; sign in with the token in {house.place / "token"}
+
 Ctrl-C ends everything.""", flush=True)  # fmt: skip
     try:
         while True:

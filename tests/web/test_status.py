@@ -147,7 +147,7 @@ async def test_who_is_unknown_sees_a_form_and_nothing_else(desk: Desk) -> None:
         assert secret not in page.html
 
 
-async def test_the_place_stays_free_for_others_than_browsers(desk: Desk) -> None:
+async def the_place_stays_free_for_others_than_browsers(desk: Desk) -> None:
     for accept in ("*/*", "application/json", "application/json, text/html;q=0", "text/html ;q=0.0, */*", ""):
         page = await desk.get(Accept=accept)
         assert (page.status, page.headers["Content-Type"]) == (404, "application/problem+json"), accept
@@ -155,7 +155,7 @@ async def test_the_place_stays_free_for_others_than_browsers(desk: Desk) -> None
         assert (await desk.get(Accept=accept)).status == 401, accept
 
 
-async def test_every_answer_is_bare_of_scripts_frames_and_caches(desk: Desk) -> None:
+async def every_answer_is_bare_of_scripts_frames_and_caches(desk: Desk) -> None:
     pages = [await desk.get(), await desk.see("admin"), await desk.sign_in("x"), await desk.sign_in(desk.broker.token("admin"))]
     for page in pages:
         policy = page.headers["Content-Security-Policy"]
@@ -171,7 +171,7 @@ async def test_every_answer_is_bare_of_scripts_frames_and_caches(desk: Desk) -> 
 # -- signing in and out
 
 
-async def test_signing_in_with_a_token_opens_the_page_for_an_hour(desk: Desk) -> None:
+async def signing_in_with_a_token_opens_the_page_for_an_hour(desk: Desk) -> None:
     token = desk.broker.token("admin")
     signed = await desk.sign_in(token)
     assert (signed.status, signed.headers["Location"]) == (303, "/")
@@ -186,12 +186,12 @@ async def test_signing_in_with_a_token_opens_the_page_for_an_hour(desk: Desk) ->
     assert "Sign out" in page.text
 
 
-async def test_a_session_never_outlives_its_token(desk: Desk) -> None:
+async def a_session_never_outlives_its_token(desk: Desk) -> None:
     field = (await desk.sign_in(desk.broker.token("admin", ttl=100))).headers["Set-Cookie"]
     assert 90 <= int(re.findall(r"Max-Age=(\d+)", field)[0]) <= 100
 
 
-async def test_a_session_is_good_for_the_page_only(desk: Desk) -> None:
+async def a_session_is_good_for_the_page_only(desk: Desk) -> None:
     cookie = cookie_of(await desk.sign_in(desk.broker.token("admin")))
     value = cookie.partition("=")[2]
     for headers in ({"Cookie": cookie}, {"Authorization": f"Bearer {value}"}, {"X-Auth-Token": value}):
@@ -201,13 +201,13 @@ async def test_a_session_is_good_for_the_page_only(desk: Desk) -> None:
     assert (await desk.get(Authorization=f"Bearer {value}")).status == 401
 
 
-async def test_a_token_in_the_cookie_or_the_url_opens_nothing(desk: Desk) -> None:
+async def a_token_in_the_cookie_or_the_url_opens_nothing(desk: Desk) -> None:
     token = desk.broker.token("admin")
     assert (await desk.get(Cookie=f"broker-status={token}")).status == 401
     assert (await desk.get(f"/?token={token}")).status == 401
 
 
-async def test_a_session_altered_or_given_twice_is_none(desk: Desk) -> None:
+async def a_session_altered_or_given_twice_is_none(desk: Desk) -> None:
     cookie = cookie_of(await desk.sign_in(desk.broker.token("reader")))
     name, _, value = cookie.partition("=")
     head, body, signature = value.split(".")
@@ -264,7 +264,7 @@ async def test_refused_tokens_are_told_and_counted(desk: Desk) -> None:
     assert int(page.headers["Retry-After"]) >= 1
 
 
-async def test_forms_that_are_none(desk: Desk) -> None:
+async def forms_that_are_none(desk: Desk) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     for body in (b"", b"token", b"token=a&token=b", b"\xff\xfe", b"&".join([b"a=b"] * 20)):
         page = await desk.send("POST", "/", data=body, headers=form)
@@ -274,7 +274,7 @@ async def test_forms_that_are_none(desk: Desk) -> None:
     assert (await desk.send("DELETE", "/", headers={})).status == 404
 
 
-async def test_signing_out_takes_the_cookie_away(desk: Desk) -> None:
+async def signing_out_takes_the_cookie_away(desk: Desk) -> None:
     page = await desk.post({"sign-out": "yes"})
     assert page.status == 303
     assert page.headers["Set-Cookie"].startswith("broker-status=; Max-Age=0;")
@@ -301,10 +301,36 @@ def test_which_forms_are_our_own(headers: dict[str, str], own: bool) -> None:
     assert is_own_form(CIMultiDictProxy(CIMultiDict(headers)), "public.example") is own
 
 
-async def test_nobody_is_signed_in_or_out_from_elsewhere(desk: Desk) -> None:
+async def nobody_is_signed_in_or_out_from_elsewhere(desk: Desk) -> None:
     for form in ({"token": desk.broker.token("admin")}, {"sign-out": "yes"}):
         page = await desk.post(form, Origin="http://evil.example")
         assert (page.status, "Set-Cookie" in page.headers) == (403, False)
+
+
+async def it_is_shown_anew_until_somebody_stops_that(desk: Desk) -> None:
+    assert '<meta http-equiv="refresh" content="10">' in (await desk.see("reader")).html
+    assert "http-equiv" not in (await desk.see("reader", path="/?refresh=off")).html
+
+
+WITHOUT_STORES = (
+    the_place_stays_free_for_others_than_browsers,
+    every_answer_is_bare_of_scripts_frames_and_caches,
+    signing_in_with_a_token_opens_the_page_for_an_hour,
+    a_session_never_outlives_its_token,
+    a_session_is_good_for_the_page_only,
+    a_token_in_the_cookie_or_the_url_opens_nothing,
+    a_session_altered_or_given_twice_is_none,
+    forms_that_are_none,
+    signing_out_takes_the_cookie_away,
+    nobody_is_signed_in_or_out_from_elsewhere,
+    it_is_shown_anew_until_somebody_stops_that,
+)
+"""What is the same whatever the catalogue holds."""
+
+
+async def test_browsers_and_their_sessions(desk: Desk) -> None:
+    for check in WITHOUT_STORES:  # one after the other, for one broker does for all
+        await check(desk)
 
 
 # -- who sees what
@@ -386,11 +412,6 @@ async def test_names_are_text_whatever_is_in_them(desk: Desk) -> None:
     assert page.html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 6
     signed = await desk.sign_in(desk.broker.token("member", HOSTILE, HOSTILE))
     assert "<script" not in (await desk.get(Cookie=cookie_of(signed))).html
-
-
-async def test_it_is_shown_anew_until_somebody_stops_that(desk: Desk) -> None:
-    assert '<meta http-equiv="refresh" content="10">' in (await desk.see("reader")).html
-    assert "http-equiv" not in (await desk.see("reader", path="/?refresh=off")).html
 
 
 async def test_what_is_wrong_with_stores_is_told(desk: Desk) -> None:
