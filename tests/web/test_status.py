@@ -522,5 +522,23 @@ async def test_readings_are_shared_and_outlive_the_database(desk: Desk, monkeypa
     assert "disk-1" in fresh.text
 
 
+async def test_a_database_that_hangs_is_waited_for_no_longer_than_patience(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    await desk.ask(await desk.image(await desk.store("disk-1")))
+    monkeypatch.setattr(service, "READING_SECONDS", 0.0)
+    monkeypatch.setattr(service, "PATIENCE_SECONDS", 60.0)
+    assert "cannot be reached" not in (await desk.see("admin")).text
+    monkeypatch.setattr(service, "PATIENCE_SECONDS", 0.3)
+    async with desk.db.acquire() as connection:
+        lock = connection.transaction()
+        await lock.start()
+        await connection.execute("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE")
+        page = (await desk.see("admin")).text
+        assert "The database cannot be reached." in page
+        assert "disk-1" in page
+        await lock.rollback()
+    monkeypatch.setattr(service, "PATIENCE_SECONDS", 60.0)
+    assert "cannot be reached" not in (await desk.see("admin")).text
+
+
 def test_ids_tell_when() -> None:
     assert UUID(str(new_id(1234567890.5))).int >> 80 == 1234567890500
