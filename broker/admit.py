@@ -48,6 +48,8 @@ class Policy:
     """Nobody is told to come back sooner."""
     max_retry_seconds: float = 120.0
     """Nobody is told to come back later: transfers often end early."""
+    adapt_seconds: float = 10.0
+    """So long slots stay as they are before those that adapt are judged by what was reported (`broker.adapt`)."""
     retry_seconds: float = 10.0
     """What is told when no expected end is known."""
     service_weight: float = 4.0

@@ -260,6 +260,13 @@ WEAK_UPLOADS = "weak_uploads"
 """A setting of every kind of store: ``allowed`` when its operator takes uploads although the store does not enforce its URLs."""
 
 
+class SlotRange(NamedTuple):
+    """Between these the broker itself looks for the number of slots at which a store moves the most (`broker.adapt`)."""
+
+    min: int
+    max: int
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
     """A registered endpoint that verifies signatures.
@@ -285,6 +292,9 @@ class Store:
     cost: float = 0.0
     read_slots: int | None = None
     write_slots: int | None = None
+    read_adaptive: SlotRange | None = None
+    """Given: `read_slots` is what was found so far."""
+    write_adaptive: SlotRange | None = None
     read_bandwidth: int | None = None
     write_bandwidth: int | None = None
     capacity: int | None = None

@@ -17,7 +17,7 @@ import asyncpg
 from broker import errors
 from broker.catalog.connect import reachable
 from broker.catalog.transaction import transaction
-from broker.model import Abilities, Direction, Exposure, Store
+from broker.model import Abilities, Direction, Exposure, SlotRange, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ SELECT s.id, s.name, s.kind, s.site, s.endpoint, s.internal_endpoint, s.internal
        s.writable, s.cost, s.read_bandwidth, s.write_bandwidth, s.abilities, s.probe,
        extract(epoch FROM s.probed_at)::float8 AS probed_at, s.version,
        r.slots AS read_slots, r.leased AS leased_read, w.slots AS write_slots, w.leased AS leased_write,
+       r.adapt_min AS read_min, r.adapt_max AS read_max, w.adapt_min AS write_min, w.adapt_max AS write_max,
        p.capacity, p.taken
 FROM stores s
 JOIN slots r ON r.store_id = s.id AND r.direction = 'read'
@@ -60,6 +61,8 @@ def _record(row: Any) -> StoreRecord:
         cost=row["cost"],
         read_slots=row["read_slots"],
         write_slots=row["write_slots"],
+        read_adaptive=_range(row["read_min"], row["read_max"]),
+        write_adaptive=_range(row["write_min"], row["write_max"]),
         read_bandwidth=row["read_bandwidth"],
         write_bandwidth=row["write_bandwidth"],
         capacity=row["capacity"],
@@ -69,6 +72,10 @@ def _record(row: Any) -> StoreRecord:
         version=row["version"],
     )
     return StoreRecord(store, tuple(row["probe"]), row["leased_read"], row["leased_write"])
+
+
+def _range(least: int | None, most: int | None) -> SlotRange | None:
+    return None if least is None or most is None else SlotRange(least, most)
 
 
 _ABILITIES = frozenset(field.name for field in fields(Abilities))
@@ -124,10 +131,9 @@ async def insert(db: Any, store: Store, probe: Sequence[Mapping[str, str]], *, p
     try:
         async with transaction(db) as connection:
             id = await connection.fetchval(_INSERT, store.name, store.kind, *values, asdict(store.abilities), list(probe), probed)
-            await connection.execute(
-                "INSERT INTO slots (store_id, direction, slots) VALUES ($1, 'read', $2), ($1, 'write', $3)",
-                id, store.read_slots, store.write_slots,
-            )  # fmt: skip
+            await connection.executemany(
+                "INSERT INTO slots (store_id, direction, slots, adapt_min, adapt_max) VALUES ($1, $2, $3, $4, $5)", _slots(store, id)
+            )
             await connection.execute("INSERT INTO spaces (store_id, capacity) VALUES ($1, $2)", id, store.capacity)
             return _record(await connection.fetchrow(_SELECT + "WHERE s.id = $1", id))
     except asyncpg.UniqueViolationError:
@@ -152,11 +158,11 @@ async def update(db: Any, store: Store, version: int | None, *, probe: Sequence[
         async with transaction(db) as connection:
             if await connection.fetchval(_UPDATE, store.id, version, *_columns(store)) is None:
                 raise await _why_not(connection, store.id)
-            for direction, slots in ((Direction.READ, store.read_slots), (Direction.WRITE, store.write_slots)):
-                await connection.execute(
-                    "UPDATE slots SET slots = $3 WHERE store_id = $1 AND direction = $2 AND slots IS DISTINCT FROM $3",
-                    store.id, direction.value, slots,
-                )  # fmt: skip
+            await connection.executemany(
+                """UPDATE slots SET slots = $3, adapt_min = $4, adapt_max = $5, search = CASE WHEN $4 IS NULL THEN NULL ELSE search END
+                   WHERE store_id = $1 AND direction = $2 AND (slots, adapt_min, adapt_max) IS DISTINCT FROM ($3, $4, $5)""",
+                _slots(store, store.id),
+            )
             await connection.execute(
                 "UPDATE spaces SET capacity = $2 WHERE store_id = $1 AND capacity IS DISTINCT FROM $2", store.id, store.capacity
             )
@@ -216,6 +222,12 @@ async def take_space(connection: Any, store_id: int, size: int) -> None:
     """Count `size` bytes more on a store; fewer, never below none, when negative."""
     with reachable():
         await connection.execute("UPDATE spaces SET taken = greatest(0, taken + $2) WHERE store_id = $1", store_id, size)
+
+
+def _slots(store: Store, id: int) -> list[tuple[Any, ...]]:
+    """The rows of `slots`."""
+    ways = ((Direction.READ, store.read_slots, store.read_adaptive), (Direction.WRITE, store.write_slots, store.write_adaptive))
+    return [(id, way.value, slots, *(bounds or (None, None))) for way, slots, bounds in ways]
 
 
 def _columns(store: Store) -> tuple[Any, ...]:

@@ -38,6 +38,21 @@ class _Limit(click.ParamType[Any]):
             self.fail("a whole number, or none", param, ctx)
 
 
+class _Range(click.ParamType[Any]):
+    """MIN-MAX, or ``none``."""
+
+    name = "min-max|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, int] | str:
+        if value == _CLEARED:
+            return _CLEARED
+        least, _, most = str(value).partition("-")
+        try:
+            return {"min": int(least), "max": int(most)}
+        except ValueError:
+            self.fail("MIN-MAX, such as 4-64, or none", param, ctx)
+
+
 def _fields(function: Command) -> Command:
     """The options that `add` and `set` share."""
     for option in reversed(
@@ -54,6 +69,8 @@ def _fields(function: Command) -> Command:
             click.option("--cost", type=float, help="0 and more; a dearer store is ranked lower."),
             click.option("--read-slots", type=_Limit(), help="Reads at once; none: no limit."),
             click.option("--write-slots", type=_Limit(), help="Writes at once; none: no limit."),
+            click.option("--read-adaptive", type=_Range(), help="Let the broker find the best number of reads at once, between these."),
+            click.option("--write-adaptive", type=_Range(), help="The same for writes."),
             click.option("--read-bandwidth", type=_Limit(), help="Bytes per second in all; none: unknown."),
             click.option("--write-bandwidth", type=_Limit(), help="Bytes per second in all; none: unknown."),
             click.option("--capacity", type=_Limit(), help="Bytes that may be filled; none: unknown."),

@@ -17,7 +17,7 @@ from broker import errors
 from broker.catalog import brokers, changes, counts, failures, idempotency, keys, leases, partitions, reports, waits
 from broker.metrics import PROJECTS
 from broker.model import Direction
-from broker.service import key_rotation, reap, signals
+from broker.service import adapting, key_rotation, reap, signals
 from broker.service.context import Context
 from broker.sign.rotation import State
 
@@ -91,6 +91,7 @@ JOBS = (
     Job("sweep", 10.0, _sweep),
     Job("forget", 300.0, _forget),
     Job("keys", 5.0, key_rotation.look_after),
+    Job("adapt", 2.0, adapting.adapt_slots),
     Job("signals", 20.0, signals.look_back),
 )
 """What the catalogue needs from somebody: any broker that was not started with ``--only api``."""

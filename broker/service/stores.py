@@ -16,7 +16,7 @@ from typing import Any
 from broker import errors, permit
 from broker.catalog import sites, stores
 from broker.catalog.stores import StoreRecord
-from broker.model import Client, Exposure, Role, Store
+from broker.model import Client, Exposure, Role, SlotRange, Store
 from broker.service.context import Context
 from broker.service.idempotency import Claim
 from broker.service.instants import instant
@@ -127,7 +127,29 @@ def _with(store: Store, request: Mapping[str, Any]) -> Store:
         fields["exposure"] = Exposure(fields["exposure"])
     if "cost" in fields:
         fields["cost"] = float(fields["cost"])
-    return replace(store, **fields)
+    for way in ("read", "write"):
+        if fields.get(f"{way}_adaptive") is not None:
+            fields[f"{way}_adaptive"] = _range(fields[f"{way}_adaptive"], f"{way}_adaptive")
+    changed = replace(store, **fields)
+    return replace(
+        changed,
+        read_slots=_within(changed.read_slots, changed.read_adaptive),
+        write_slots=_within(changed.write_slots, changed.write_adaptive),
+    )
+
+
+def _range(given: Mapping[str, int], field: str) -> SlotRange:
+    bounds = SlotRange(given["min"], given["max"])
+    if bounds.min > bounds.max:
+        raise errors.Invalid("min is more than max.", field=field, expected="min and max, in that order")
+    return bounds
+
+
+def _within(slots: int | None, bounds: SlotRange | None) -> int | None:
+    """Slots as they may be where the broker adapts them: it begins at what is given, else at the least."""
+    if bounds is None:
+        return slots
+    return bounds.min if slots is None else min(max(slots, bounds.min), bounds.max)
 
 
 def _again(client: Client, known: StoreRecord, wanted: Store, claim: Claim) -> Versioned:
@@ -211,6 +233,8 @@ def _render(client: Client, record: StoreRecord) -> dict[str, Any]:
         "credential": store.credential,
         "read_slots": store.read_slots,
         "write_slots": store.write_slots,
+        "read_adaptive": None if store.read_adaptive is None else store.read_adaptive._asdict(),
+        "write_adaptive": None if store.write_adaptive is None else store.write_adaptive._asdict(),
         "read_bandwidth": store.read_bandwidth,
         "write_bandwidth": store.write_bandwidth,
         "capacity": store.capacity,

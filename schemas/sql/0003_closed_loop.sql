@@ -114,3 +114,9 @@ BEGIN
 END $$;
 CREATE TRIGGER used AFTER INSERT ON leases FOR EACH ROW WHEN (NEW.counted) EXECUTE FUNCTION count_usage();
 CREATE TRIGGER unused AFTER DELETE ON leases FOR EACH ROW WHEN (OLD.counted) EXECUTE FUNCTION count_usage();
+
+-- Adaptive slots: where the broker looks for the number that moves the most, where its search stands, and since when. NULL: it does not.
+ALTER TABLE slots ADD COLUMN adapt_min integer CHECK (adapt_min > 0);
+ALTER TABLE slots ADD COLUMN adapt_max integer CHECK (adapt_max >= adapt_min);
+ALTER TABLE slots ADD COLUMN search jsonb;
+ALTER TABLE slots ADD COLUMN searched_at timestamptz;
