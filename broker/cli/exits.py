@@ -35,6 +35,7 @@ _HINTS: dict[type[errors.BrokerError], str] = {
     errors.NoSource: "broker ticket IMAGE shows why each store is excluded",
     errors.NoDestination: "broker ls stores lists stores; broker store probe NAME tells what one can do",
     errors.Busy: "try again later",
+    errors.QuotaExceeded: "wait until transfers of this project have ended, or ask an administrator (broker quota)",
     errors.PreconditionFailed: "somebody changed it meanwhile: look again, then repeat",
     errors.Gone: "run the same command again: it begins anew",
     errors.Mismatch: "nothing was kept at the store; run the same command again",
@@ -54,7 +55,7 @@ def code_of(error: BaseException) -> int:
             return NOT_FOUND
         case errors.Mismatch() | VerificationFailed():
             return WRONG_BYTES
-        case errors.Busy():
+        case errors.Busy() | errors.QuotaExceeded():
             return BUSY
         case BrokerUnreachable() | errors.Unavailable() | errors.StoreUnavailable():
             return UNREACHABLE

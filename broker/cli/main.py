@@ -22,6 +22,7 @@ COMMANDS = {
     "replica": "Register objects as replicas, change and forget them.",
     "store": "Register, probe, change and list stores.",
     "site": "Register, change and list sites.",
+    "quota": "Set what projects may hold at once, and their shares.",
     "key": "List, rotate and revoke signing keys.",
     "token": "Make bearer tokens for this broker.",
     "serve": "Run the broker.",

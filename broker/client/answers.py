@@ -366,6 +366,24 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What a project may hold, ``None`` where the broker's configuration says it, and what it holds."""
+
+    project: str
+    max_leases: int | None
+    max_bytes: int | None
+    weight: float | None
+    leases: int
+    bytes: int
+    document: Document = field(repr=False)
+
+    @classmethod
+    def read(cls, document: Document, _: str | None = None) -> Self:
+        limits = document.get("max_leases"), document.get("max_bytes"), document.get("weight")
+        return cls(document["project"], *limits, document["leases"], document["bytes"], document)
+
+
+@dataclass(frozen=True, slots=True)
 class Path:
     """What transfers between a site and a store reported, as moving averages. `site` is ``None`` for all clients together."""
 

@@ -32,6 +32,7 @@ from broker.client.answers import (
     Part,
     Path,
     Pieces,
+    Quota,
     Replica,
     Service,
     SigningKey,
@@ -47,6 +48,7 @@ PATIENCE_SECONDS = 30.0
 """How long a request is tried again before it fails."""
 
 _ANSWER_SECONDS = 120.0
+_MOST_WAIT_SECONDS = 60.0
 _PAGE = 1000
 _MERGE_PATCH = "application/merge-patch+json"
 _STATUS = {401: errors.Unauthenticated, 403: errors.Forbidden, 404: errors.NotFound, 429: errors.Busy, 503: errors.Unavailable}
@@ -91,8 +93,14 @@ class Broker:
         return Service.read((await self._ask("GET", "/v1"))[0])
 
     async def create_ticket(self, request: Body) -> Ticket:
-        """A ticket for a request as the contract writes it."""
-        return Ticket.read((await self._ask("POST", "/v1/tickets", request))[0])
+        """A ticket for a request as the contract writes it. Where slots are short it waits at the broker for as long as it is patient."""
+        waits = {"wait": wait} if (wait := min(self.patience, _MOST_WAIT_SECONDS)) > 0 else {}
+        try:
+            return Ticket.read((await self._ask("POST", "/v1/tickets", {**waits, **request}))[0])
+        except errors.Invalid as error:
+            if error.field != "wait" or "wait" in request:
+                raise
+        return Ticket.read((await self._ask("POST", "/v1/tickets", request))[0])  # a broker that does not know how to wait
 
     async def download_ticket(
         self,
@@ -106,11 +114,15 @@ class Broker:
         avoid: Sequence[str] = (),
         only: Sequence[str] = (),
         site: str | None = None,
+        wait: float | None = None,
     ) -> Ticket:
-        """Where can I get this? Name an image or a blob; the first `parallel` of `count` sources are leased."""
+        """Where can I get this? Name an image or a blob; the first `parallel` of `count` sources are leased.
+
+        `wait` is for how many seconds to wait for a slot, by default as long as the connection is patient.
+        """
         request = {
             "operation": "download", "image": image, "blob": blob, "formats": formats, "count": max(count, parallel), "parallel": parallel,
-            "prefer": prefer, "avoid": avoid, "only": only, "site": site, "schemes": ("https", "http"),
+            "prefer": prefer, "avoid": avoid, "only": only, "site": site, "schemes": ("https", "http"), "wait": wait,
         }  # fmt: skip
         return await self.create_ticket(_given(request))
 
@@ -283,6 +295,20 @@ class Broker:
 
     async def delete_site(self, path: str, etag: str) -> None:
         await self._ask("DELETE", f"/v1/sites/{quote(path, safe='')}", etag=etag)
+
+    def quotas(self) -> AsyncIterator[Quota]:
+        """Projects with quotas of their own."""
+        return self._pages("/v1/quotas", "quotas", {}, Quota.read)
+
+    async def quota(self, project: str) -> Quota:
+        return Quota.read((await self._ask("GET", f"/v1/quotas/{quote(project, safe='')}"))[0])
+
+    async def set_quota(self, project: str, limits: Body) -> Quota:
+        """Set a project's quota as a whole."""
+        return Quota.read((await self._ask("PUT", f"/v1/quotas/{quote(project, safe='')}", limits))[0])
+
+    async def delete_quota(self, project: str) -> None:
+        await self._ask("DELETE", f"/v1/quotas/{quote(project, safe='')}")
 
     def paths(self, **filters: str | None) -> AsyncIterator[Path]:
         """What was observed, by site and store."""

@@ -183,7 +183,14 @@ class Sources:
         try:
             ticket = await self._ask(
                 self._broker.download_ticket(
-                    blob=wanted.blob, only=wanted.only, prefer=wanted.prefer, avoid=avoid[:32], site=wanted.site, parallel=1, count=4
+                    blob=wanted.blob,
+                    only=wanted.only,
+                    prefer=wanted.prefer,
+                    avoid=avoid[:32],
+                    site=wanted.site,
+                    parallel=1,
+                    count=4,
+                    wait=BROKER_SECONDS / 2,
                 )
             )
         except (BrokerError, ClientError) as error:

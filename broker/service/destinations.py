@@ -212,9 +212,10 @@ async def lease(context: Context, client: Client, upload: Upload, place: Destina
 
 async def _full(context: Context, client: Client, upload: Upload, place: Destination, store: Store) -> errors.Busy:
     stores, party = {store.id: float(place.estimate["seconds"])}, party_of(context, client.principal)
+    returned = context.promises.has_returned(_who(client), context.clock())
     turn = await promises.until_turn(context, _who(client), party, stores, Direction.WRITE)
     refusal = errors.Busy("The store is at its limit.", retry_after=turn, extra={"excluded": [{"store": store.name, "reason": FULL}]})
-    refusal.stores, refusal.bytes = stores, upload.size or 0
+    refusal.stores, refusal.bytes, refusal.returned = stores, upload.size or 0, returned
     return refusal
 
 

@@ -48,6 +48,7 @@ class Plan:
     wants: tuple[str, ...] = ()
     over_limit: bool = False
     retry_after: float | None = None
+    returned: bool = False
     granted: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     expires_at: float | None = None
@@ -274,6 +275,7 @@ async def _foresee(context: Context, client: Client, party: Party, plan: Plan) -
     if plan.over_limit:
         plan.retry_after = await promises.until_within_limit(context, party, _lease_bytes(plan))
     else:
+        plan.returned = context.promises.has_returned(_who(client.name, plan), context.clock())
         plan.retry_after = await promises.until_turn(context, _who(client.name, plan), party, _full_stores(plan), Direction.READ)
 
 
@@ -399,5 +401,6 @@ def _refusal(context: Context, plan: Plan) -> errors.BrokerError:
     else:
         context.metrics.ticket("download", "busy")
         refusal = errors.Busy("Every store that has the blob is at its limit.", retry_after=plan.retry_after, extra=extra)
+        refusal.returned = plan.returned
     refusal.stores, refusal.bytes = _full_stores(plan), _lease_bytes(plan)
     return refusal

@@ -28,20 +28,20 @@ SEEN_SECONDS = 0.1
 GRACE_SECONDS = 2.0
 """So long after its time a promise counts yet."""
 
+EARLY_SECONDS = 0.5
+"""Who comes so much too early is in time."""
+
 MOST_PROMISES = 10_000
 
 
 class Promise(NamedTuple):
-    """What somebody was told, and when; `seconds` later at `store_id`."""
+    """What somebody was told first, and when; the last time it was told something, it was to come back at `due_at` to `store_id`."""
 
     store_id: int
     direction: Direction
     contender: Contender
     seconds: float
-
-    @property
-    def due_at(self) -> float:
-        return self.contender.asked_at + self.seconds
+    due_at: float
 
 
 class Promises:
@@ -61,15 +61,16 @@ class Promises:
             waited = context.clock() - promise.contender.asked_at
             context.metrics.retry_after_ratio.observe(waited / promise.seconds, "returned")
 
-    def withdraw(self, who: str) -> None:
-        """Somebody does not go away but waits."""
-        self._given.pop(who, None)
+    def has_returned(self, who: str, now: float) -> bool:
+        """Whether somebody comes back about when it was told to."""
+        promise = self._given.get(who)
+        return promise is not None and promise.due_at - EARLY_SECONDS <= now <= promise.due_at + GRACE_SECONDS
 
     def give(self, who: str, promise: Promise) -> None:
-        """Remember what somebody was told; the first word is what counts, until it is kept."""
+        """Remember what somebody was told; who comes back in time keeps its place, and the first word is what counts."""
         before = self._given.get(who)
-        if before is not None and before.due_at + GRACE_SECONDS > promise.contender.asked_at:
-            return
+        if before is not None and promise.contender.asked_at <= before.due_at + GRACE_SECONDS:
+            promise = before._replace(store_id=promise.store_id, due_at=promise.due_at)
         self._given[who] = promise
         self._given.move_to_end(who)
         while len(self._given) > MOST_PROMISES:
@@ -97,12 +98,10 @@ class Promises:
         return {id: line for id in store_ids if (line := self._lines[id, direction][1]) is not None}
 
 
-async def until_turn(
-    context: Context, who: str, party: Party, store_ids: Mapping[int, float], direction: Direction, *, give: bool = True
-) -> float:
+async def until_turn(context: Context, who: str, party: Party, store_ids: Mapping[int, float], direction: Direction) -> float:
     """Seconds until one of these stores should have a slot for `who`; the mapping tells how long its own transfer takes at each.
 
-    With `give` it is a promise, which counts for those who ask later. Raises `errors.Unavailable`.
+    It is a promise, which counts for those who ask later. Raises `errors.Unavailable`.
     """
     promises, policy, now = context.promises, context.policy.admit, context.clock()
     soonest: tuple[float, int] | None = None
@@ -113,8 +112,8 @@ async def until_turn(
         if seconds is not None and (soonest is None or seconds < soonest[0]):
             soonest = seconds, store_id
     told = admit.retry_seconds([soonest[0] if soonest else None], policy)
-    if give and soonest is not None:
-        promises.give(who, Promise(soonest[1], direction, newcomer._replace(asked_at=now), told))
+    if soonest is not None:
+        promises.give(who, Promise(soonest[1], direction, newcomer._replace(asked_at=now), told, now + told))
     return told
 
 

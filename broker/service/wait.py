@@ -35,6 +35,9 @@ TICK_SECONDS = 0.25
 
 LOOK_AGAIN_SECONDS = 5.0
 
+RETURN_SECONDS = 5.0
+"""Who comes back when it was told to waits for so long by itself: between those who wait, no slot would ever be free for it."""
+
 _BREATH_SECONDS = 0.005
 """Between two looks at least, however many leases are given back."""
 
@@ -188,15 +191,21 @@ class WaitingRoom:
 
 
 async def patiently(
-    context: Context, client: Client, id: str, direction: Direction, seconds: float, attempt: Attempt, is_gone: Callable[[], bool]
+    context: Context, client: Client, id: str, direction: Direction, seconds: float | None, attempt: Attempt, is_gone: Callable[[], bool]
 ) -> dict[str, Any]:
-    """What `attempt` gives, waiting up to `seconds` while it is refused for want of slots or quota. Raises what it raises."""
+    """What `attempt` gives, waiting up to `seconds` while it is refused for want of slots or quota; ``None`` leaves it to the broker
+    whether to wait. Raises what it raises."""
     clock = asyncio.get_running_loop().time
-    end = clock() + seconds
+    called = clock()
     try:
         return await attempt(frozenset())
     except (errors.Busy, errors.QuotaExceeded) as error:
         refusal: errors.Busy | errors.QuotaExceeded = error
+    if seconds is None:
+        seconds = RETURN_SECONDS if isinstance(refusal, errors.Busy) and refusal.returned else 0.0
+    if not seconds:
+        raise refusal
+    end = called + seconds
     room, party = context.waiting, party_of(context, client.principal)
     if not refusal.stores or not room.has_place(party.project, context.policy.admit.most_waiting):
         raise refusal

@@ -1,7 +1,8 @@
 """``python -m tests.bench NAME [OPTIONS]``: one JSON line for each figure, the comparator measured in the same run, interleaved.
 
 ``tickets`` and ``batch`` measure the broker beside a bare aiohttp handler, ``client`` our client beside curl, aria2 and
-rclone, ``fronts`` servers with and without verification of tokens, ``simulate`` our ranking beside other policies,
+rclone, ``fronts`` servers with and without verification of tokens, ``fairness`` how projects
+share slots and whether ``Retry-After`` comes true, ``simulate`` our ranking beside other policies,
 ``storm`` a real boot storm. ``inside`` shows what a ticket costs by function.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("tickets", "batch", "inside", "client", "fronts", "simulate", "storm")
+NAMES = ("tickets", "batch", "inside", "client", "fronts", "fairness", "simulate", "storm")
 
 
 def main() -> None:

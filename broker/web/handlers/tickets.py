@@ -45,14 +45,11 @@ async def _create(call: Call) -> Mapping[str, Any]:
 
 async def _download(call: Call, id: str) -> dict[str, Any]:
     context, client, body = call.context, call.client, call.body
-    seconds = body.get("wait", 0)
-    if not seconds:
-        return await negotiate.download(context, client, body, id)
 
     async def ask(due: frozenset[int]) -> dict[str, Any]:
         return await negotiate.download(context, client, body, id, due)
 
-    return await wait.patiently(context, client, id, Direction.READ, seconds, ask, call.is_gone)
+    return await wait.patiently(context, client, id, Direction.READ, body.get("wait"), ask, call.is_gone)
 
 
 async def _upload(call: Call, id: UUID) -> dict[str, Any]:
@@ -61,10 +58,7 @@ async def _upload(call: Call, id: UUID) -> dict[str, Any]:
     async def ask(due: frozenset[int]) -> dict[str, Any]:
         return await upload.upload(context, client, body, id)
 
-    seconds = body.get("wait", 0)
-    return (
-        await wait.patiently(context, client, str(id), Direction.WRITE, seconds, ask, call.is_gone) if seconds else await ask(frozenset())
-    )
+    return await wait.patiently(context, client, str(id), Direction.WRITE, body.get("wait"), ask, call.is_gone)
 
 
 def _created(ticket: Mapping[str, Any]) -> Answer:
