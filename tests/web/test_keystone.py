@@ -402,6 +402,29 @@ async def test_a_service_token_without_the_role_is_refused(tokens: KeystoneToken
         await tokens.authenticate("user", "invented")
 
 
+async def test_a_browser_signs_in_with_a_token_of_keystone(
+    fake: FakeKeystone, database: str, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    settings = {"auth": {"keystone": {"url": f"{fake.url}/v3"}}, "credentials_dir": str(tmp_path)}
+    credentials(tmp_path)
+    fake.tokens |= {"good": described("admin"), "domain": described("admin", project=None)}
+    html = {"Accept": "text/html"}
+    async with broker_on(database, tmp_path, settings) as broker:
+        async with session.get(broker.url, headers=html) as response:
+            assert 'value="keystone"' in await response.text()
+        for token, kind, status in (
+            ("good", "keystone", 303),
+            ("good", "bearer", 401),
+            ("bad", "keystone", 401),
+            ("domain", "keystone", 403),
+        ):
+            form = {"token": token, "kind": kind}
+            async with session.post(broker.url, data=form, headers=html, allow_redirects=False) as response:
+                assert (response.status, "Set-Cookie" in response.headers) == (status, status == 303), (token, kind)
+        async with session.get(broker.url, headers={**html, "X-Auth-Token": "good"}) as response:
+            assert "role admin" in await response.text()
+
+
 async def test_over_http(fake: FakeKeystone, database: str, session: aiohttp.ClientSession, tmp_path: Path) -> None:
     settings = {"auth": {"keystone": {"url": f"{fake.url}/v3"}}, "credentials_dir": str(tmp_path)}
     credentials(tmp_path)

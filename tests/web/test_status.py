@@ -361,16 +361,31 @@ async def test_members_see_their_own_and_nothing_of_private_stores(desk: Desk) -
             "INSERT INTO paths VALUES ($1, $2, 'read', 1e9, 1, 0, 0, 1, 1, now()) ON CONFLICT DO NOTHING", averages, hidden
         )
     page = await desk.see("member")
-    for word in ("secret-1", "vault", "private", "nova", "compute", "bob", " of 4", "Read slots", "GiB of", hidden_id(hidden)):
+    for word in ("secret-1", "vault", "private", "nova", "compute", "bob", " of 4", "Read slots", "GiB of"):
         assert word not in page.text, word
     for word in ("disk-1", "eu/az1", mine["id"], "demo/alice", "1 store ", "Your last reports 1"):
         assert word in page.text, word
     assert "Stores 1 nothing" in page.text
 
 
-def hidden_id(store: int) -> str:
-    """No number of a store is shown to anybody; this one is looked for where it would stand."""
-    return f"store {store}"
+async def test_a_private_store_changes_nothing_that_others_see(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "READING_SECONDS", 0.0)
+    store = await desk.store("disk-1", slots=4)
+    await desk.report(await desk.ask(await desk.image(store)))
+    await desk.broker.context.memory.catch_up()
+    before = await desk.see("member")
+    hidden = await desk.store("secret-1", site="eu/az1", exposure="service", slots=1)
+    await desk.store("secret-2", site="vault", exposure="service")
+    await desk.ask(await desk.image(hidden), "service", "nova", "compute")
+    for site in ("", "eu", "eu/az1"):
+        await desk.db.execute("INSERT INTO paths VALUES ($1, $2, 'read', 1e6, 9, 0, 0, 1, 9, now())", site, hidden)
+    await desk.broker.context.memory.catch_up()
+    after = await desk.see("member")
+    assert without_times(after) == without_times(before)
+
+
+def without_times(page: Page) -> str:
+    return re.sub(r"[\d-]+[ T][\d:]+(?: UTC|Z)|[\d:]+ UTC|[\d.]+ m?s ago", "", page.html)
 
 
 async def test_services_see_private_stores_but_no_slots(desk: Desk) -> None:
