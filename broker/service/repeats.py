@@ -61,7 +61,7 @@ class Repeats:
 
     def _came_again(self, client: str, before: Asked, now: float) -> None:
         hint = client, before.store
-        if now < self._hinted.get(hint, 0.0) + PAUSE_SECONDS or len(self._found) >= WAITING:
+        if now < self._hinted.get(hint, -PAUSE_SECONDS) + PAUSE_SECONDS or len(self._found) >= WAITING:
             return
         if len(self._hinted) >= ASKED:
             self._hinted.clear()

@@ -248,13 +248,12 @@ async def test_a_liar_with_a_thousand_reports_moves_no_other_network_beyond_his_
     weight = await pair.db.fetchval("SELECT weight FROM paths WHERE site = 'eu' AND direction = 'read'")
     assert 10 < weight < 13.01
 
-
-async def test_a_liar_who_fails_everything_excludes_nothing_for_others(pair: Pair) -> None:
+    # The same voice says that everything fails.
     await report_many(pair, pair.client("10.1.0.9", "liar"), 50)
     await pair.catch_up()
     seen = await pair.seen_from("10.3.0.1", pair.there)
     assert (set(seen), seen["a"]["doubt"]) == ({"a", "b"}, 0.0)
-    assert seen["a"]["estimate"]["success"] > 0.35, "three voices' worth at most against the prior"
+    assert seen["a"]["estimate"]["success"] > 0.75, "three reports' worth at most against ten"
 
 
 # -- everyone
@@ -328,7 +327,13 @@ async def test_asking_again_is_a_weak_failure_unless_the_first_was_reported(pair
     assert named(await ask(client, pair.blob)) == {"a", "b"}, "nothing is excluded"
 
 
-async def test_an_end_without_a_word_counts_only_of_those_who_otherwise_report(pair: Pair) -> None:
+async def test_silence_tells_a_little(pair: Pair) -> None:
+    """The end of a ticket without a word, of those who otherwise report; and a commit without a report."""
+    await ends_without_a_word(pair)
+    await commits_without_a_report(pair)
+
+
+async def ends_without_a_word(pair: Pair) -> None:
     reporter, silent = pair.client("10.1.0.9"), pair.client("10.1.0.10", "silent")
     await tell(reporter, await ask(reporter, pair.blob, only=["b"]), "b", "ok")
     forgotten = [await ask(api, pair.blob, only=["a"]) for api in (reporter, silent)]
@@ -345,7 +350,7 @@ async def test_an_end_without_a_word_counts_only_of_those_who_otherwise_report(p
     assert (row["weight"], row["good"]) == (pytest.approx(0.25, rel=1e-2), 0)
 
 
-async def test_a_commit_without_a_report_tells_how_long_the_upload_took(pair: Pair) -> None:
+async def commits_without_a_report(pair: Pair) -> None:
     """Looked for a minute after the commit, since a report may come yet; the commit itself is another test's affair."""
     client = pair.client("10.1.0.9")
     made = [
