@@ -120,7 +120,10 @@ TICKETS = Board(
             "Refused and failed requests", "reqps",
             Query(rate("broker_http_requests_total", "operation, status", 'status=~"4..|5.."'), "{{operation}} {{status}}"),
         ),
-        graph("Time to answer", "s", *halves("broker_http_request_seconds", "operation", "{{operation}}", ASKED)),
+        graph(
+            "Time to answer", "s", *halves("broker_http_request_seconds", "operation", "{{operation}}", ASKED),
+            text="What a request waits for a slot (wait) is part of it.",
+        ),
         graph(
             "Slowest operations, p99 over 5 min", "s",
             Query(f"topk(5, {select('job_operation:broker_http_request_seconds:p99_5m')})", "{{operation}}"),

@@ -11,7 +11,6 @@ from tests.storms import busy, dashboards
 
 
 async def test_every_expression_tells_something(postgres: Postgres, tmp_path: Path) -> None:
-    tmp_path.chmod(0o711)
     with busy.house(postgres, tmp_path / "house") as house, prometheus.start(tmp_path / "prometheus", house.broker.metrics_url) as watch:
         found = await dashboards.see(house, watch)
         faults = dashboards.check_metrics(house)

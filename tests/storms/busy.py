@@ -41,7 +41,9 @@ SITES = {"eu/az1": "127.0.1.0/24", "eu/az2": "127.0.2.0/24", "us/az1": "127.0.3.
 class Person(Api):
     """Speaks to the broker from an address of a site, without looking at what the contract says of the answers."""
 
-    session: aiohttp.ClientSession
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        return self._session
 
     async def send(
         self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, headers: Mapping[str, str] | None = None
@@ -162,12 +164,12 @@ async def keep_busy(house: House, number: int) -> str:
         images = {}
         for name in house.names:
             began = time.monotonic()
-            sent = await put(alice, alice._session, content + name.encode(), name)
+            sent = await put(alice, alice.session, content + name.encode(), name)
             await alice.report(sent, name, "ok", len(content), time.monotonic() - began)
             images[name] = sent["image"]
-        both = (await put(alice, alice._session, content, "disk-b", "disk-a"))["image"]
+        both = (await put(alice, alice.session, content, "disk-b", "disk-a"))["image"]
         for image in (both, *images.values()):
-            await admin_publishes(admin, image)
+            await _publish(admin, image)
         for person in (alice, bob, carol):
             await asyncio.gather(*(person.download(image) for name, image in images.items() if name != "disk-a"))
         await alice.download(images["disk-a"])
@@ -183,7 +185,7 @@ async def keep_busy(house: House, number: int) -> str:
         return await _fill(house, (alice, bob, carol), images["disk-a"], keep=number > 0)
 
 
-async def admin_publishes(admin: Person, image: str) -> None:
+async def _publish(admin: Person, image: str) -> None:
     found = await admin.get(f"/v1/images/{image}")
     changed = await admin.patch(f"/v1/images/{image}", {"visibility": "public"}, found.etag)
     assert changed.status == 200, changed.body
@@ -255,7 +257,7 @@ async def _failures(house: House, people: tuple[Person, ...], image: str, number
         assert (await dave.post(f"/v1/tickets/{ticket['id']}/activate", {"store": store})).status == 200
         await dave.report(ticket, store, "slow", 1000, 5.0)
         victim = secrets.token_bytes(200_000)
-        image = (await put(dave, dave._session, victim, "disk-b"))["image"]
+        image = (await put(dave, dave.session, victim, "disk-b"))["image"]
         ticket = await dave.ticket(operation="download", image=image)
         path = urlsplit(ticket["sources"][0]["url"]).path.lstrip("/")
         (house.disk_b.root / path).write_bytes(secrets.token_bytes(200_000))
@@ -267,9 +269,9 @@ async def _bad_uploads(house: House, person: Person, content: bytes) -> None:
     ticket = await person.ticket(operation="upload", image={"name": "lie"}, only=["disk-a"])
     (place,) = ticket["destinations"]
     if "parts" in place:
-        await send(person._session, place["parts"][0], content[:1000])
+        await send(person.session, place["parts"][0], content[:1000])
     else:
-        await send(person._session, place, content[:1000])
+        await send(person.session, place, content[:1000])
     refused = await person.post(f"/v1/tickets/{ticket['id']}/commit", said(content[:999]))
     assert refused.status == 409, refused.body
     lost = secrets.token_bytes(1000)
@@ -281,9 +283,13 @@ async def _bad_uploads(house: House, person: Person, content: bytes) -> None:
     assert answer.status == 503, answer.body
 
 
+def _stranger(address: str) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(local_addr=(address, 0)))
+
+
 async def _enemies(house: House, number: int) -> None:
     """Guessed tokens, too many connections, heads without end."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(local_addr=(f"127.0.9.{number + 1}", 0))) as session:
+    async with _stranger(f"127.0.9.{number + 1}") as session:
         statuses = set()
         for _ in range(3 * REFUSALS):
             async with session.get(f"{house.broker.url}/v1/images", headers={"Authorization": f"Bearer {secrets.token_hex(20)}"}) as answer:
@@ -291,12 +297,12 @@ async def _enemies(house: House, number: int) -> None:
     assert 401 in statuses
     host, port = urlsplit(house.broker.url).hostname, urlsplit(house.broker.url).port
     opened = [await asyncio.open_connection(host, port, local_addr=(f"127.0.8.{number + 1}", 0)) for _ in range(3 * PER_ADDRESS)]
-    _, writer = await asyncio.open_connection(host, port, local_addr=(f"127.0.7.{number + 1}", 0))
-    opened.append((_, writer))
+    opened.append(await asyncio.open_connection(host, port, local_addr=(f"127.0.7.{number + 1}", 0)))
+    reader, writer = opened[-1]
     with contextlib.suppress(ConnectionError):
-        writer.write(b"GET / HTTP/1.1\r\n" + b"X-Long: " + b"x" * 200_000)
+        writer.write(b"GET / HTTP/1.1\r\nX-Long: " + b"x" * 200_000)
         await writer.drain()
-        await _.read()
+        await reader.read()
     for _, writer in opened:
         writer.close()
 
@@ -305,7 +311,7 @@ async def _keystone(house: House, number: int) -> None:
     """Tokens that Keystone knows and does not know, and a Keystone that is gone."""
     if house.keystone is not None and number:
         house.keystone.end()
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(local_addr=(f"127.0.6.{number + 1}", 0))) as session:
+    async with _stranger(f"127.0.6.{number + 1}") as session:
         tokens = [secrets.token_hex(16)]
         if house.keystone is not None and not number:
             tokens += [await asyncio.to_thread(house.keystone.token, "admin", "admin")] * 2
