@@ -8,6 +8,7 @@ the store may be in any of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 from collections.abc import AsyncIterator, Iterable
@@ -59,13 +60,14 @@ class World:
         return done
 
 
-@pytest.fixture
-async def world(database: str, tmp_path: Path) -> AsyncIterator[World]:
-    async with broker_on(database, tmp_path) as broker, aiohttp.ClientSession() as session:
+@contextlib.asynccontextmanager
+async def world_on(database: str, place: Path) -> AsyncIterator[World]:
+    """A world on the database with this URL, which keeps its files in `place`."""
+    async with broker_on(database, place) as broker, aiohttp.ClientSession() as session:
         signer = TokenSigner([generate_key("ES256", 0)], broker.url)
-        place = tmp_path / "disk"
-        place.mkdir()
-        starting = storeside.start(place, audience="disk", signer=signer, keys=f"{broker.url}/.well-known/jwks.json")
+        objects = place / "disk"
+        objects.mkdir()
+        starting = storeside.start(objects, audience="disk", signer=signer, keys=f"{broker.url}/.well-known/jwks.json")
         disk = await asyncio.to_thread(starting.__enter__)
         world = World(broker, session, disk)
         for path in ("eu/az1", "eu/az2"):
@@ -73,6 +75,12 @@ async def world(database: str, tmp_path: Path) -> AsyncIterator[World]:
         await world.register("open", read_slots=50, write_slots=50)
         yield world
         await asyncio.to_thread(starting.__exit__, None, None, None)
+
+
+@pytest.fixture
+async def world(database: str, tmp_path: Path) -> AsyncIterator[World]:
+    async with world_on(database, tmp_path) as world:
+        yield world
 
 
 @dataclass(frozen=True)
@@ -86,25 +94,25 @@ class Things:
     content: bytes
 
 
-async def _things(world: World) -> Things:
+async def things(world: World) -> Things:
     content = secrets.token_bytes(500)
     done = await world.put(world.api(Role.MEMBER), content, "open")
     return Things(done["image"], done["blob"]["id"], done["replica"]["id"], str(uuid4()), content)
 
 
-async def _hide(world: World, things: Things) -> Things:
+async def hide(world: World, known: Things) -> Things:
     """Give the image a copy at the private store, and let that have been used: leased, reported, failed."""
     service = world.api(Role.SERVICE, "demo", "covert")
-    done = await world.put(service, things.content, HIDDEN, blob=things.blob)
-    ok(await service.post("/v1/tickets", {"operation": "download", "blob": things.blob, "only": [HIDDEN]}), 201)  # stays open
+    done = await world.put(service, known.content, HIDDEN, blob=known.blob)
+    ok(await service.post("/v1/tickets", {"operation": "download", "blob": known.blob, "only": [HIDDEN]}), 201)  # stays open
     for outcome in ("ok", "failed"):
-        asked = {"operation": "download", "blob": things.blob, "prefer": [HIDDEN], "parallel": 2}
+        asked = {"operation": "download", "blob": known.blob, "prefer": [HIDDEN], "parallel": 2}
         ticket = ok(await service.post("/v1/tickets", asked), 201)
         source = next(source for source in ticket["sources"] if source["store"] == HIDDEN)
-        assert await fetch(world.session, source) == things.content
+        assert await fetch(world.session, source) == known.content
         report = {"store": HIDDEN, "outcome": outcome, "bytes": 500, "seconds": 0.5}
         ok(await service.post(f"/v1/tickets/{ticket['id']}/report", report), 204)
-    return Things(things.image, things.blob, things.replica, done["replica"]["id"], things.content)
+    return Things(known.image, known.blob, known.replica, done["replica"]["id"], known.content)
 
 
 async def _asked(world: World, api: Api, things: Things, store: str) -> dict[str, Reply]:
@@ -193,6 +201,7 @@ _VARIABLE = (
     (re.compile(r"record-\d\":\"[^\"]+"), "RECORD"),
     (re.compile(r"(?i)(x-broker-meta-record-\d\":\")[^\"]+"), r"\1"),
     (re.compile(r"\b[0-9a-f]{32,128}\b|(?<=SHA-256=)[^,]+,MD5=\S+|(?<==:)[A-Za-z0-9+/=]+(?=:)"), "DIGEST"),
+    (re.compile(r"(?<=\"concurrency\":)\d+"), "NUMBER"),
     (re.compile(r"\d+\.\d+(?:e-?\d+)?"), "NUMBER"),
 )
 
@@ -209,13 +218,13 @@ def plain(reply: Reply, store: str) -> str:
 
 async def test_a_private_store_does_not_exist_for_members(world: World) -> None:
     member = world.api(Role.MEMBER)
-    await _asked(world, member, await _things(world), HIDDEN)  # so that both times the public store has been used and measured
-    first = await _things(world)
+    await _asked(world, member, await things(world), HIDDEN)  # so that both times the public store has been used and measured
+    first = await things(world)
     before = await _asked(world, member, first, HIDDEN)
     ok(await world.api(Role.ADMIN).post("/v1/sites", {"path": "eu/az1/covert"}), 201)
     covert = {"site": "eu/az1/covert", "read_slots": 9, "write_slots": 9, "capacity": 10_000, "exposure": "service"}
     await world.register(HIDDEN, **covert)
-    second = await _hide(world, await _things(world))
+    second = await hide(world, await things(world))
     after = await _asked(world, member, second, HIDDEN)
     _nowhere(after.values(), "covert", second.other)
     same = dict(zip(after, before.values(), strict=True))
@@ -246,8 +255,8 @@ async def test_nothing_of_a_private_store_is_in_any_answer(world: World, role: R
     await world.register(HIDDEN, exposure="service")
     service = world.api(Role.SERVICE, "demo", "covert")
     done = await world.put(service, secrets.token_bytes(300), HIDDEN, image={"name": "x", "visibility": "community"})
-    things = Things(done["image"], done["blob"]["id"], str(uuid4()), done["replica"]["id"], b"")
-    replies = await _asked(world, world.api(role, "other"), things, "open")
+    known = Things(done["image"], done["blob"]["id"], str(uuid4()), done["replica"]["id"], b"")
+    replies = await _asked(world, world.api(role, "other"), known, "open")
     _nowhere(replies.values(), HIDDEN, "covert", done["replica"]["id"])
 
 

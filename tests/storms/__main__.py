@@ -2,6 +2,7 @@
 
 ``leases`` proves invariant 3: four brokers on one PostgreSQL, two of which are killed or stopped at any time.
 ``million`` lets a project ask for a million tickets while another one asks for single ones.
+``private`` compares how long answers about a private store and about none take.
 ``dashboards`` runs every expression of deploy/prometheus and deploy/grafana on a Prometheus that looks at a busy broker.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("leases", "dashboards", "million")
+NAMES = ("leases", "dashboards", "million", "private")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ async def _storm(broker: BrokerProcess, url: str, tickets: int, name: str) -> bo
         before, rows = _memory(broker.pid), await _size(url)
         began = time.monotonic()
         asking = asyncio.gather(*(_batches(session, broker, flood, tickets // CONNECTIONS) for _ in range(CONNECTIONS)))
+        watching = asyncio.create_task(_watch(broker.pid, asking.done))
         meanwhile = await _single(session, broker, other, asking.done, 600)
         counts = [sum(column) for column in zip(*await asking, strict=True)]
         seconds = time.monotonic() - began
@@ -80,6 +81,7 @@ async def _storm(broker: BrokerProcess, url: str, tickets: int, name: str) -> bo
     _line(
         name, "grown", asked=tickets, granted=granted, failed=failed, refused_batches=refused, seconds=round(seconds, 1),
         tickets_per_second=round(granted / seconds), broker_mb_before=before >> 20, broker_mb_after=after >> 20,
+        broker_mb_each_5_s=await watching,
         database_bytes_per_ticket=round((grown - rows) / max(1, granted)),
     )  # fmt: skip
     served = all(status == 201 for status, _ in meanwhile)
@@ -104,7 +106,7 @@ async def _batches(session: aiohttp.ClientSession, broker: BrokerProcess, token:
 
 
 async def _single(
-    session: aiohttp.ClientSession, broker: BrokerProcess, token: str, done: Any, most_seconds: float
+    session: aiohttp.ClientSession, broker: BrokerProcess, token: str, done: Callable[[], bool], most_seconds: float
 ) -> list[tuple[int, float]]:
     """Single tickets, one after another, until `done`: the status and the milliseconds of each."""
     seen = []
@@ -129,6 +131,15 @@ def _latency(seen: list[tuple[int, float]]) -> Mapping[str, Any]:
 def _memory(pid: int) -> int:
     """Resident bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def _watch(pid: int, done: Callable[[], bool]) -> list[int]:
+    """Resident MB, every five seconds until `done`."""
+    seen = []
+    while not done():
+        seen.append(_memory(pid) >> 20)
+        await asyncio.sleep(5)
+    return seen
 
 
 async def _size(url: str) -> int:
