@@ -17,7 +17,7 @@ from broker import errors
 from broker.catalog import deletions, uploads
 from broker.model import Abilities, Exposure, Role, new_id
 from broker.service import commit as commits
-from broker.service import reap, upload
+from broker.service import reap, signals, upload
 from broker.service.context import Context
 from tests.parts.desk import STRONG, Desk, FakeStore, client, digests
 
@@ -73,6 +73,30 @@ async def test_a_single_upload_becomes_an_active_image_with_a_verified_sealed_re
     await all_due(context)
     await reap.reap(context)
     assert store.objects == {key: CONTENT}
+
+
+async def test_a_commit_that_nobody_reports_on_counts_as_a_report_a_minute_later(desk: Desk) -> None:
+    """From the ticket until the client first said that everything is there, whatever the commit then took."""
+    store = await desk.fake()
+    context = await desk.broker()
+    content = b"boot" * 500_000
+    ticket = UUID((await put(context, store, content))["id"])
+    store.broken = {"seal"}
+    with pytest.raises(errors.StoreUnavailable):
+        await commits.commit(context, ME, ticket, said(content))
+    await context.db.execute("UPDATE uploads SET created_at = created_at - interval '1 hour', sent_at = sent_at - interval '3590 seconds'")
+    store.broken = set()
+    await commits.commit(context, ME, ticket, said(content))
+    await context.db.execute("UPDATE watermarks SET at = now() - interval '10 minutes'")
+    assert (await signals.look_back(context))["committed"] == 0, "a report may come yet"
+    await context.db.execute("UPDATE uploads SET touched_at = now() - interval '2 minutes'")
+    await context.db.execute("UPDATE watermarks SET at = now() - interval '10 minutes'")
+    assert (await signals.look_back(context))["committed"] == 1
+    weight, good, bytes, seconds = await context.db.fetchrow(
+        "SELECT weight, good, bytes, busy_seconds FROM paths WHERE direction = 'write'"
+    )
+    assert (weight, good) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert bytes / seconds == pytest.approx(len(content) / 10, rel=0.5)
 
 
 async def test_a_commit_again_and_two_at_once_give_one_answer(desk: Desk) -> None:
