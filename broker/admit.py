@@ -13,6 +13,7 @@ is decided here is what to ask it for, and what to make of its answer::
 
 Rules
 - Leases go to the best-ranked stores that have a slot; a full store is passed over for another replica.
+- Who can wait rather waits for a good store than to take one that is far slower (`worth_a_slot`).
 - Stores believed full are asked only when nothing else was granted: loads are slightly stale, a wrong "full" must not refuse.
 - A ticket holds at most one lease per store. A store without slots (``None``) is never full.
 - A lease lasts as long as its transfer is expected to take, times a margin, within bounds.
@@ -23,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from broker.paths import IDLE, Load
 
@@ -52,6 +53,8 @@ class Policy:
     """So long slots stay as they are before those that adapt are judged by what was reported (`broker.adapt`)."""
     retry_seconds: float = 10.0
     """What is told when no expected end is known."""
+    patience: float = 3.0
+    """Who can wait does not take a slot where the transfer would last this many times as long as from the best store."""
     service_weight: float = 4.0
     """Requests of the roles service and admin weigh so many times those of members, where slots are short."""
     project_max_leases: int = 0
@@ -77,6 +80,9 @@ class Offered(Protocol):
     def seconds(self) -> float:
         """The estimate of the transfer."""
         ...
+
+
+AnOffer = TypeVar("AnOffer", bound=Offered)
 
 
 class Offer(NamedTuple):
@@ -121,6 +127,17 @@ def next_wants(
     if free:
         return tuple(free)
     return () if granted else tuple(full[:missing])
+
+
+def worth_a_slot(offers: Sequence[AnOffer], policy: Policy) -> list[AnOffer]:
+    """What somebody who can wait takes, in the same order: the first offer, and those that take not much longer than the best one.
+
+    The best may be full: waiting for it costs less than a transfer that takes so much longer, and holds a slot as long.
+    """
+    if not offers:
+        return []
+    most = policy.patience * min(offer.seconds for offer in offers)
+    return [offers[0], *(offer for offer in offers[1:] if offer.seconds <= most)]
 
 
 def settle(offers: Sequence[Offered], granted: Collection[str], count: int) -> Admitted | None:

@@ -7,7 +7,8 @@ random numbers.
 Rules
 - seconds = setup + size / min(rate, bandwidth / (active + 1)); what is compared is seconds / success · (1 + cost).
 - Rate, setup and success are what transfers reported from the client's site, else from the nearest wider site with
-  enough evidence, else a prior by topological distance. The estimate says which.
+  enough evidence, else a prior by topological distance. The estimate says which. What a wider site measured is no better than the
+  prior, since others of it may be nearer to the store; and an unmeasured way is shared by all who read from the store.
 - The order is a weighted draw without replacement (Efraimidis and Spirakis, 2006): better is likelier, near-equals
   share, so that many brokers with slightly stale numbers do not herd. Paths that little is known of get a small share more.
 - A store that several independent clients were failed by is doubted for everyone: less success, less evidence, not excluded.
@@ -38,6 +39,8 @@ class Policy:
     """Bytes per second that an unmeasured path is believed to give."""
     prior_setups: tuple[float, ...] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.05, 0.1, 0.1, 0.1, 0.1, 0.2)
     """Seconds that an unmeasured path is believed to take until the first byte."""
+    prior_transfers: float = 4.0
+    """As many transfers at once are believed to get that rate on an unmeasured path; more of them share what these would get."""
     half_life_seconds: float = 600.0
     """Evidence loses half of its weight in this time; the same value as in `broker.paths.Policy`."""
     min_evidence: float = 0.5
@@ -122,13 +125,15 @@ Loads = Mapping[str, Load]
 
 
 class Outlook(NamedTuple):
-    """What a path promises to any transfer, whatever its size and the store's load. The fields are those of `Estimate`."""
+    """What a path promises to any transfer, whatever its size and the store's load. The other fields are those of `Estimate`."""
 
     rate: float
     setup_seconds: float
     success: float
     basis: str
     evidence: float
+    shared_rate: float = math.inf
+    """What all transfers of the store together are believed to get on a path that nobody of the site has measured."""
 
 
 class Outlooks:
@@ -235,11 +240,14 @@ def outlook(site: str | None, candidate: Candidate, averages: Averages, policy: 
             rate, setup, evidence = average.bytes / average.busy_seconds, average.setup_seconds, weight
             basis = "measured" if place == site else "wider-site:" + place
             break
-    if rate is None or setup is None:
+    shared_rate = math.inf
+    if rate is None or setup is None or basis != "measured":
         steps = distance(site, candidate.site)
-        rate = rate or policy.prior_rates[min(steps, len(policy.prior_rates) - 1)]
-        setup = policy.prior_setups[min(steps, len(policy.prior_setups) - 1)]
-    return Outlook(rate, setup, policy.prior_success if success is None else success, basis, evidence)
+        prior = policy.prior_rates[min(steps, len(policy.prior_rates) - 1)]
+        rate = prior if rate is None else min(rate, prior)  # others may be nearer to the store
+        shared_rate = prior * policy.prior_transfers
+        setup = policy.prior_setups[min(steps, len(policy.prior_setups) - 1)] if setup is None else setup
+    return Outlook(rate, setup, policy.prior_success if success is None else success, basis, evidence, shared_rate)
 
 
 def doubted(path: Outlook, doubt: float, policy: Policy) -> Outlook:
@@ -257,9 +265,10 @@ def estimate(path: Outlook, candidate: Candidate, size: int, loads: Loads, polic
 
 def prospect(path: Outlook, candidate: Candidate, loads: Loads, policy: Policy) -> Prospect:
     """What `path` promises at the load of the candidate's store."""
-    rate = path.rate
-    if candidate.bandwidth:
-        rate = min(rate, candidate.bandwidth / (loads.get(candidate.store, IDLE).active + 1))
+    shared_rate = path.shared_rate
+    if candidate.bandwidth and candidate.bandwidth < shared_rate:
+        shared_rate = candidate.bandwidth
+    rate = min(path.rate, shared_rate / (loads.get(candidate.store, IDLE).active + 1))
     dearness = 1.0 + policy.cost_factor * candidate.cost
     return Prospect(path.setup_seconds, rate, path.success, dearness, 1.0 / (1.0 + path.evidence))
 

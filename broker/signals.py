@@ -26,13 +26,17 @@ class Signal(StrEnum):
     """A client that otherwise reports let a ticket end without a word."""
     COMMITTED = "committed"
     """An upload was committed without a report."""
+    PROGRESS = "progress"
+    """A transfer under way told how far it has come: a store that turns slow is known before the first slow transfer has ended."""
 
 
-WEIGHTS: Mapping[Signal, float] = MappingProxyType({Signal.REPEATED: 0.25, Signal.EXPIRED: 0.25, Signal.COMMITTED: 0.5})
+WEIGHTS: Mapping[Signal, float] = MappingProxyType(
+    {Signal.REPEATED: 0.25, Signal.EXPIRED: 0.25, Signal.COMMITTED: 0.5, Signal.PROGRESS: 0.5}
+)
 """What a signal weighs, beside 1 for a report."""
 
 OUTCOMES: Mapping[Signal, Outcome] = MappingProxyType(
-    {Signal.REPEATED: Outcome.FAILED, Signal.EXPIRED: Outcome.FAILED, Signal.COMMITTED: Outcome.OK}
+    {Signal.REPEATED: Outcome.FAILED, Signal.EXPIRED: Outcome.FAILED, Signal.COMMITTED: Outcome.OK, Signal.PROGRESS: Outcome.OK}
 )
 """What a signal says of the transfer."""
 

@@ -245,6 +245,10 @@ class _Download:
             self._progress.note(f"{seat.store}: helps")
             self._start(seat)
 
+    async def _join_anew(self) -> None:
+        if await self._sources.ask_again():
+            await self._join()
+
     async def _work(self, seat: Seat) -> None:
         """One source at work until nothing is left for it, or it fails."""
         while seat.state == "active" and plan.missing(self._done, self._size):
@@ -377,8 +381,11 @@ class _Download:
         rate = sum(seat.rate for seat in busy)
         settled = all(now - seat.since >= _SETTLE_SECONDS for seat in working)
         wanted = plan.wants_another(self._size - held, self._size, rate, len(working), self._most)
-        if wanted and settled and self._joining is None and self._sources.left() and not self._alone:
-            self._joining = asyncio.create_task(self._join())
+        if wanted and settled and self._joining is None and not self._alone:
+            if self._sources.left():
+                self._joining = asyncio.create_task(self._join())
+            elif self._sources.may_ask_again():
+                self._joining = asyncio.create_task(self._join_anew())
 
     def _state(self) -> DownloadState:
         windows = [(seat.store, seat.window) for seat in self._sources.working() if seat.window is not None]

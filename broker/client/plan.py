@@ -33,6 +33,9 @@ SEVERAL_FROM = 16 << 20
 MORE_SECONDS = 3.0
 """While the rest lasts longer than this, another source may help."""
 
+AGAIN_SECONDS = 15.0
+"""While help is wanted and some source was given up or had no room, a new ticket is asked for so often."""
+
 SLOW_FACTOR = 8
 """A source this many times slower than the fastest is given up…"""
 

@@ -4,6 +4,7 @@ Rules
 - A standby source is activated before it is used. When the broker cannot be reached it is used as it is: its URL is signed.
 - A URL about to expire is signed again; so is one that was refused, once.
 - When no source is left, a new ticket is asked for, avoiding those that failed; after that, with all of them again.
+- While help is wanted and some source was lost, or had no room, a new ticket is asked for now and then: a long download outlives troubles.
 - Each source is reported once, at once when it fails. A broker that cannot be reached never stops a transfer.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 from uuid import UUID
 
+from broker.client import plan
 from broker.client.answers import Source, Ticket
 from broker.client.api import Broker
 from broker.client.fetch import Reader, Window
@@ -29,6 +31,9 @@ BROKER_SECONDS = 5.0
 
 RENEW_SECONDS = 30.0
 """How often progress is reported, which renews the lease."""
+
+LATE_WORD_SECONDS = 3.0
+"""…and how often, at most, while a source takes more than twice as long as its ticket says: others will want to know."""
 
 MARGIN_SECONDS = 5.0
 """A URL that ends sooner is not used any more."""
@@ -88,6 +93,11 @@ class Seat:
         return self.source.store
 
 
+def word_due(lasted: float, expected: float) -> float:
+    """Seconds between two words on a source's progress, after it has `lasted` so long where `expected` was said."""
+    return min(RENEW_SECONDS, max(LATE_WORD_SECONDS, lasted / 2)) if lasted > 2 * expected else RENEW_SECONDS
+
+
 class Sources:
     """Keeps the ticket of one download. Used from the event loop only."""
 
@@ -101,6 +111,8 @@ class Sources:
         self._stall = stall_seconds
         self._progress = progress
         self._rounds = 0
+        self._asked_at = time.monotonic()
+        self._refused = False
         self._told: list[asyncio.Task[None]] = []
         self._adopt(ticket)
 
@@ -134,6 +146,7 @@ class Sources:
         try:
             fresh = await self._ask(self._broker.activate(seat.ticket, seat.store, patience=0))
         except Busy:
+            self._refused = True
             return False
         except BrokerError as error:
             if error.status < 500:
@@ -179,7 +192,23 @@ class Sources:
         corrupt = [seat.store for seat in self.seats if seat.state == "corrupt"]
         failed = [seat.store for seat in self.seats if seat.state in ("failed", "slow")] if self._rounds == 1 else []
         avoid = sorted({*corrupt, *failed, *self._wanted.avoid})
+        if await self._new_ticket(avoid):
+            self._progress.note("every source has failed; got a new ticket")
+        return self.left() > 0
+
+    def may_ask_again(self) -> bool:
+        """Whether a new ticket is worth asking for while others work: some source was lost, and the last ticket is old enough."""
+        is_lost = self._refused or any(seat.state in ("failed", "slow") for seat in self.seats)
+        return is_lost and time.monotonic() - self._asked_at >= plan.AGAIN_SECONDS
+
+    async def ask_again(self) -> bool:
+        """Look for help beside the sources at work: what failed may be well again, what was full may have room. Whether there is any."""
+        busy = [seat.store for seat in self.seats if seat.state in ("active", "corrupt")]
+        return await self._new_ticket(sorted({*busy, *self._wanted.avoid})) and self.left() > 0
+
+    async def _new_ticket(self, avoid: Sequence[str]) -> bool:
         wanted = self._wanted
+        self._asked_at, self._refused = time.monotonic(), False
         try:
             ticket = await self._ask(
                 self._broker.download_ticket(
@@ -194,11 +223,11 @@ class Sources:
                 )
             )
         except (BrokerError, ClientError) as error:
+            self._refused = isinstance(error, Busy)
             self._progress.note(f"no new ticket: {error}")
             return False
-        self._progress.note("every source has failed; got a new ticket")
         self._adopt(ticket)
-        return self.left() > 0
+        return True
 
     def why(self) -> str:
         """Why nothing is left, store by store."""
@@ -224,8 +253,9 @@ class Sources:
 
     def keep(self, seat: Seat) -> None:
         """Renew the lease of a source at work, when it is time."""
-        if time.monotonic() - seat.renewed_at >= RENEW_SECONDS:
-            seat.renewed_at = time.monotonic()
+        now = time.monotonic()
+        if now - seat.renewed_at >= word_due(now - seat.since, seat.source.estimate.seconds):
+            seat.renewed_at = now
             self._tell(seat, "ok", "", final=False)
 
     def _tell(self, seat: Seat, outcome: str, detail: str, *, final: bool) -> None:

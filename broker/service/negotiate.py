@@ -43,6 +43,8 @@ class Plan:
     sources: list[Source]
     excluded: list[dict[str, str]]
     ttl_seconds: float
+    wanted: list[Source]
+    """Those of the sources on which a lease is worth its while."""
     due: frozenset[int] = frozenset()
     """The stores to ask, where it is known whose turn it is; else any."""
     wants: tuple[str, ...] = ()
@@ -57,20 +59,25 @@ class Plan:
 
 
 async def download(
-    context: Context, client: Client, request: Mapping[str, Any], id: str, due: frozenset[int] = frozenset()
+    context: Context, client: Client, request: Mapping[str, Any], id: str, due: frozenset[int] = frozenset(), *, patient: bool = False
 ) -> dict[str, Any]:
-    """One ticket, with the id `id`; `due` are the stores to lease from, where it is known.
+    """One ticket, with the id `id`; `due` are the stores to lease from, where it is known. Who is `patient` can wait for a good one.
 
     Raises `NotFound`, `Forbidden`, `Invalid`, `NoSource`, `Busy`, `QuotaExceeded`, `Unavailable`.
     """
-    result = (await download_many(context, client, [(id, request)], due))[0]
+    result = (await download_many(context, client, [(id, request)], due, patient=patient))[0]
     if isinstance(result, errors.BrokerError):
         raise result
     return result
 
 
 async def download_many(
-    context: Context, client: Client, requests: Sequence[tuple[str, Mapping[str, Any]]], due: frozenset[int] = frozenset()
+    context: Context,
+    client: Client,
+    requests: Sequence[tuple[str, Mapping[str, Any]]],
+    due: frozenset[int] = frozenset(),
+    *,
+    patient: bool = False,
 ) -> list[dict[str, Any] | errors.BrokerError]:
     """A ticket or an error for each request, in order. Raises only `Unavailable`, and then nothing was granted to anyone."""
     now = context.clock()
@@ -86,6 +93,8 @@ async def download_many(
             try:
                 plan = results[index] = _decide(context, asker, request, id, target, now)
                 plan.due = due
+                if patient:
+                    plan.wanted = admit.worth_a_slot(plan.sources, context.policy.admit)
                 plans.append(plan)
             except errors.BrokerError as error:
                 results[index] = error
@@ -228,7 +237,7 @@ def _decide(context: Context, asker: Asker, request: Mapping[str, Any], id: str,
             retry_after=context.policy.rank.failure_seconds if _may_pass(excluded) else None,
         )
     count, parallel = request.get("count", 3), request.get("parallel", 1)
-    return Plan(id, max(count, parallel), parallel, target, sources, excluded, admit.ticket_seconds(sources, context.policy.admit))
+    return Plan(id, max(count, parallel), parallel, target, sources, excluded, admit.ticket_seconds(sources, context.policy.admit), sources)
 
 
 def _count_exclusions(context: Context, ranking: rank.Ranking) -> None:
@@ -281,7 +290,7 @@ async def _foresee(context: Context, client: Client, party: Party, plan: Plan) -
 
 def _full_stores(plan: Plan) -> dict[int, float]:
     """The stores that refused, with the seconds that the transfer would take from each."""
-    return {source.way.store_id: source.seconds for source in plan.sources}
+    return {source.way.store_id: source.seconds for source in plan.wanted}
 
 
 def _lease_bytes(plan: Plan) -> int:
@@ -303,7 +312,7 @@ async def _tell_why(context: Context, plans: Sequence[Plan]) -> None:
 
 def _wants(context: Context, plan: Plan) -> bool:
     """Choose what to ask for in this round; False when the plan is done, or nothing is left to ask for."""
-    sources, loads = plan.sources, context.memory.read_loads
+    sources, loads = plan.wanted, context.memory.read_loads
     if plan.due:
         sources, loads = [source for source in sources if source.way.store_id in plan.due], {}
     plan.wants = admit.next_wants(sources, loads, plan.parallel, plan.granted, plan.refused)

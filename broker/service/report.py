@@ -22,6 +22,7 @@ from broker.plausible import implausible
 from broker.service import places, replicas, tickets
 from broker.service.context import Context
 from broker.service.places import Recorded
+from broker.signals import Signal
 from broker.sites import EVERYWHERE, ancestors
 from broker.voices import voice
 
@@ -38,6 +39,10 @@ async def report_transfer(context: Context, client: Client, id: UUID, request: M
         policy = context.policy.admit
         left = min(_seconds_left(record, place, request), policy.max_total_seconds)
         await leases.renew(context.db, id, store.id, admit.lease_seconds(max(place.seconds, left), policy), policy.max_total_seconds, left)
+        if request.get("bytes"):
+            so_far = told(request)._replace(outcome=signals.OUTCOMES[Signal.PROGRESS], signal=Signal.PROGRESS)
+            context.metrics.signals.inc(Signal.PROGRESS)
+            await context.reports([row_of(context, record, store, place, so_far, client)])
         return
     outcome = Outcome(request["outcome"])
     context.repeats.settled(client_name(record.project, record.subject, record.instance, record.address), record.blob_id)

@@ -6,6 +6,7 @@ serves all blobs until the outlook of its site changes; of a source only its sec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import orjson
@@ -21,13 +22,14 @@ from broker.service.places import describe
 class Way:
     """What reading from one store promises to clients of one site, with that store's load as it was when this was made."""
 
-    __slots__ = ("active", "bandwidth", "is_open", "prospect", "recorded", "shown", "slots", "store", "store_id")
+    __slots__ = ("active", "is_open", "prospect", "recorded", "shown", "slots", "store", "store_id", "varies")
 
     def __init__(self, store: Store, candidate: accept.Candidate, outlook: rank.Outlook, loads: rank.Loads, policy: rank.Policy) -> None:
         self.store_id = store.id
         self.store = store.name
         self.slots = store.read_slots
-        self.bandwidth = store.read_bandwidth
+        self.varies = store.read_bandwidth is not None or (store.read_slots is not None and outlook.shared_rate != math.inf)
+        """Whether what it promises depends on the store's load."""
         self.active = loads.get(store.name, IDLE).active
         self.is_open = accept.is_offered_to_all(candidate)
         """Whether an active replica there is offered to all."""
@@ -76,7 +78,7 @@ def plain_sources(context: Context, blob: CompactBlob, outlooks: rank.Outlooks) 
     prospects: list[rank.Prospect] = []
     for row in rows:
         found = known(row[0])
-        if found is None or found.bandwidth is not None:
+        if found is None or found.varies:
             found = way(context, outlooks, row[0])
         if found is None or not found.is_open:
             return None
@@ -93,7 +95,7 @@ def way(context: Context, outlooks: rank.Outlooks, store_id: int) -> Way | None:
     """The way to a store at its present load; ``None`` when no such store is known."""
     memory = context.memory
     found: Way | None = outlooks.ways.get(store_id)
-    if found is None or (found.bandwidth is not None and found.active != memory.read_loads.get(found.store, IDLE).active):
+    if found is None or (found.varies and found.active != memory.read_loads.get(found.store, IDLE).active):
         store = memory.store_by_id(store_id)
         if store is None:
             return None

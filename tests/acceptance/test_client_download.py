@@ -14,13 +14,14 @@ import orjson
 import pytest
 
 from broker import errors
-from broker.client import sources
+from broker.client import plan, sources
 from broker.client.api import Broker
 from broker.client.download import Downloaded, download
 from broker.client.journal import journal_of, load_download, temporary_of
 from broker.client.sources import Wanted
 from broker.client.trouble import BrokerUnreachable, LocalTrouble, TransferFailed, VerificationFailed
 from tests.acceptance.fake_broker import FakeBroker, FakeStore, serving
+from tests.parts.condition import until
 from tests.parts.process import find_program
 
 MEBIBYTE = 1 << 20
@@ -118,6 +119,29 @@ async def test_a_hanging_source_among_several_is_not_waited_for(tmp_path: Path) 
         await _get(fake, tmp_path / "image", parallel=2, stall=600)
     assert (tmp_path / "image").read_bytes() == CONTENT
     assert fake.outcomes() == {"hang": "slow", "good": "ok"}, fake.reports
+
+
+async def test_a_source_that_failed_is_asked_for_again_while_another_one_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(plan, "MORE_SECONDS", 0.5)
+    failing = FakeStore("well-later", "status", status=500)
+    async with serving(_broker(failing, FakeStore("slow", "slow"), content=CONTENT)) as fake:
+        work = asyncio.create_task(_get(fake, tmp_path / "image", parallel=2, stall=600))
+        await until(lambda: "well-later" in fake.outcomes())
+        failing.mode = "good"
+        await work
+    assert (tmp_path / "image").read_bytes() == CONTENT
+    assert fake.outcomes()["well-later"] == "ok"
+    assert "slow" in fake.requests[-1]["avoid"]
+    assert "well-later" not in fake.requests[-1]["avoid"]
+
+
+@pytest.mark.parametrize(
+    ("lasted", "expected", "due"),
+    [(1, 10, 30), (20, 10, 30), (21, 10, 10.5), (4, 1, 3), (100, 10, 30), (6.2, 3, 3.1)],
+)
+def test_late_sources_are_told_of_more_often(lasted: float, expected: float, due: float) -> None:
+    assert sources.word_due(lasted, expected) == pytest.approx(due)
 
 
 async def test_an_expired_url_is_signed_again(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from broker.admit import (
     retry_seconds,
     settle,
     ticket_seconds,
+    worth_a_slot,
 )
 from broker.paths import Load
 
@@ -66,6 +67,20 @@ def test_next_wants(
     listed: list[Offer], loads: dict[str, Load], parallel: int, granted: tuple[str, ...], refused: tuple[str, ...], wants: tuple[str, ...]
 ) -> None:
     assert next_wants(listed, loads, parallel, granted, refused) == wants
+
+
+@pytest.mark.parametrize(
+    ("seconds", "worth"),
+    [
+        ([], []),
+        ([10], [10]),
+        ([10, 29, 31], [10, 29]),
+        ([31, 10, 29], [31, 10, 29]),  # the first of the draw always is: else nothing would be explored
+        ([29, 31, 10], [29, 10]),
+    ],
+)
+def test_who_can_wait_takes_no_slot_that_is_far_slower(seconds: list[float], worth: list[float]) -> None:
+    assert [offer.seconds for offer in worth_a_slot([Offer(str(n), 1, x) for n, x in enumerate(seconds)], POLICY)] == worth
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,23 @@ def test_the_nearest_evidence_tells(known: dict[str, PathAverage], basis: str, r
     assert (found.evidence > 0) == (basis != "prior")
 
 
+@pytest.mark.parametrize(
+    ("known", "active", "rate"),
+    [
+        ({CLIENT: 5e9}, 40, 5e9),  # measured: contention is in it already
+        ({"": 5e9}, 0, 800e6),  # clients elsewhere may be nearer to the store: no better than the prior
+        ({"": 1e6}, 0, 1e6),  # but worse
+        ({}, 3, 800e6),  # as many as are believed to fit
+        ({}, 7, 400e6),  # more share what four would get
+        ({"": 1e6}, 59, 1e6),
+        ({"": 5e9}, 63, 50e6),
+    ],
+)
+def test_an_unmeasured_way_is_no_better_than_its_prior_and_shared(known: dict[str, float], active: int, rate: float) -> None:
+    averages = {(site, "s1"): average(value) for site, value in known.items()}
+    assert estimated(averages, load=Load(active=active)).rate == pytest.approx(rate)
+
+
 def test_another_stores_path_tells_nothing() -> None:
     assert estimated({(CLIENT, "s2"): average(1.0)}).basis == "prior"
 

@@ -19,7 +19,12 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize(
     ("signal", "outcome", "weight"),
-    [(Signal.REPEATED, Outcome.FAILED, 0.25), (Signal.EXPIRED, Outcome.FAILED, 0.25), (Signal.COMMITTED, Outcome.OK, 0.5)],
+    [
+        (Signal.REPEATED, Outcome.FAILED, 0.25),
+        (Signal.EXPIRED, Outcome.FAILED, 0.25),
+        (Signal.COMMITTED, Outcome.OK, 0.5),
+        (Signal.PROGRESS, Outcome.OK, 0.5),
+    ],
 )
 def test_signals(signal: Signal, outcome: Outcome, weight: float) -> None:
     assert (OUTCOMES[signal], WEIGHTS[signal]) == (outcome, weight)

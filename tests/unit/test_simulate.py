@@ -82,7 +82,7 @@ def test_lower_bound(given: Scene, expected: float) -> None:
 
 
 @pytest.mark.parametrize("policy", list(POLICIES))
-@pytest.mark.parametrize("workload", ["boot_storm", "dying_store"])
+@pytest.mark.parametrize("workload", ["boot_storm", "dying_storm"])
 def test_every_download_ends_not_sooner_than_the_bound(policy: str, workload: str) -> None:
     drawn = load(WORKLOADS / f"{workload}.toml", 3)
     result = Run(drawn, POLICIES[policy](drawn, Random(3)), 3).result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -15,6 +16,10 @@ __all__ = [
     "activate_place", "commit_upload", "create_ticket", "create_tickets", "explain_ticket", "get_ticket", "refresh_ticket",
     "release_ticket", "report_transfer", "sign_parts",
 ]  # fmt: skip
+
+
+LAST_SECONDS = 0.5
+"""So near to the end of its wait a request takes whatever there is."""
 
 
 async def create_ticket(call: Call) -> Answer:
@@ -45,11 +50,13 @@ async def _create(call: Call) -> Mapping[str, Any]:
 
 async def _download(call: Call, id: str) -> dict[str, Any]:
     context, client, body = call.context, call.client, call.body
+    clock, seconds = asyncio.get_running_loop().time, body.get("wait")
+    last = clock() + (seconds or 0) - LAST_SECONDS
 
     async def ask(due: frozenset[int]) -> dict[str, Any]:
-        return await negotiate.download(context, client, body, id, due)
+        return await negotiate.download(context, client, body, id, due, patient=clock() < last)
 
-    return await wait.patiently(context, client, id, Direction.READ, body.get("wait"), ask, call.is_gone)
+    return await wait.patiently(context, client, id, Direction.READ, seconds, ask, call.is_gone)
 
 
 async def _upload(call: Call, id: UUID) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from random import Random
 from statistics import median
 
-from broker import accept, admit, paths, rank
+from broker import accept, admit, paths, rank, signals, voices
 from broker.model import Abilities, Operation, Outcome
 from broker.paths import Load, PathAverage
 from broker.sites import ancestors, distance
@@ -177,13 +177,33 @@ class Mirrorbits(Drawn):
 POLICIES: Mapping[str, type[Policy]] = {p.name: p for p in (Ours, Uniform, Nearest, LeastLeases, RoundRobin, Pelican, Mirrorbits)}
 
 
-def learn(averages: dict[tuple[str, str], PathAverage], node: Node, store: Store, report: paths.Report, now: float) -> None:
-    """What one report adds, as the catalogue does it: to the machine's site and every wider one."""
-    for site in ancestors(node.site):
-        averages[site, store.name] = paths.observe(averages.get((site, store.name)), report, now, paths.Policy())
+class Memory:
+    """What the brokers' catalogue holds of reports: averages by (site, store), and how much each machine has said (`broker.voices`)."""
+
+    def __init__(self) -> None:
+        self.averages: dict[tuple[str, str], PathAverage] = {}
+        self._said: dict[tuple[int, str], tuple[float, float]] = {}
+        self._policy = paths.Policy()
+
+    def learn(self, number: int, node: Node, store: Store, report: paths.Report, now: float, weight: float = 1.0) -> None:
+        """What one word of machine `number` adds: in full at its own site, less and less at wider ones."""
+        before, at = self._said.get((number, store.name), (0.0, now))
+        before = paths.decay(before, now - at, self._policy.half_life_seconds)
+        self._said[number, store.name] = before + weight, now
+        heard = voices.share(before, weight)
+        for site in ancestors(node.site):
+            self._add(site, store.name, report, now, weight if site == node.site else weight * heard)
+
+    def _add(self, site: str, store: str, report: paths.Report, now: float, weight: float) -> None:
+        known = self.averages.get((site, store))
+        added = signals.weakened(paths.contribution(report, self._policy), weight)
+        kept = 0.0 if known is None else paths.decay(1.0, now - known.updated_at, self._policy.half_life_seconds)
+        sums = [0.0] * 6 if known is None else [getattr(known, name) * kept for name in added._fields]
+        self.averages[site, store] = PathAverage(*(a + b for a, b in zip(sums, added, strict=True)), updated_at=now)
 
 
 def parallel_wants(choices: Sequence[Choice], stores: Mapping[str, Store], view: View, refused: set[str]) -> tuple[str, ...]:
     """Which store to ask a lease of next, by the broker's own rule."""
     offers = [admit.Offer(choice.store, stores[choice.store].slots, choice.seconds) for choice in choices]
-    return admit.next_wants(offers, {name: Load(active=active) for name, active in view.active.items()}, 1, (), refused)
+    loads = {name: Load(active=active) for name, active in view.active.items()}
+    return admit.next_wants(admit.worth_a_slot(offers, admit.Policy()), loads, 1, (), refused)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import track
 
 from tests.bench.simulate import bound
-from tests.bench.simulate.policies import POLICIES
-from tests.bench.simulate.run import Result, Run
+from tests.bench.simulate.policies import POLICIES, Ours
+from tests.bench.simulate.run import Clients, Result, Run
 from tests.bench.simulate.scene import Scene, load
 
 WORKLOADS = Path(__file__).parent / "workloads"
@@ -31,31 +31,55 @@ WORKLOADS = Path(__file__).parent / "workloads"
 @click.option("--policy", "policies", multiple=True, type=click.Choice(list(POLICIES)), help="All by default.")
 @click.option("--seeds", default=5, show_default=True, help="How often each is run; figures are means.")
 @click.option("--brokers", type=int, help="As many brokers, instead of what the workload says.")
-@click.option("--same-client", is_flag=True, help="Give every policy's clients what ours do with a ticket: help from other sources.")
+@click.option(
+    "--clients",
+    "kinds",
+    multiple=True,
+    type=click.Choice([kind.value for kind in Clients]),
+    help="What every policy's clients do: one source until it fails, or help from several as `broker get` does. Both by default.",
+)
 @click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Directory for a PNG of each workload.")
-def main(names: Sequence[str], policies: Sequence[str], seeds: int, brokers: int | None, same_client: bool, plots: Path | None) -> None:
+def main(names: Sequence[str], policies: Sequence[str], seeds: int, brokers: int | None, kinds: Sequence[str], plots: Path | None) -> None:
     """Time to last byte under several policies, beside the least that any could reach (ratio = makespan / bound).
 
     For example: python -m tests.bench simulate --workload slow_store --plots /tmp/plots
     """
     paths = [Path(name) if name.endswith(".toml") else WORKLOADS / f"{name}.toml" for name in names] or sorted(WORKLOADS.glob("*.toml"))
+    clients = [Clients(kind) for kind in kinds] or list(Clients)
     policies = policies or list(POLICIES)
-    jobs = [(path, policy, seed, brokers, same_client) for path in paths for policy in policies for seed in range(seeds)]
+    jobs = [Job(path, seed, policy, kind, brokers) for path in paths for kind in clients for policy in policies for seed in range(seeds)]
     drawn = [(path, seed) for path in paths for seed in range(seeds)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         bounds = dict(zip(drawn, pool.map(_bound, drawn), strict=True))
-        found: dict[tuple[Path, str], list[Result]] = defaultdict(list)
-        for job, result in zip(
-            jobs, track(pool.map(_run, jobs), "simulating", total=len(jobs), console=Console(stderr=True), transient=True), strict=True
-        ):
-            found[job[0], job[1]].append(result)
-    for (path, policy), results in found.items():
-        line = {"bench": "simulate", "case": f"{path.stem}/{policy}", **_figures(results, [bounds[path, seed] for seed in range(seeds)])}
-        print(json.dumps(line | ({"same_client": True} if same_client else {})), flush=True)
-    if plots is not None:
-        plots.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            _plot({policy: found[path, policy][0] for policy in policies}, bounds[path, 0], plots / f"{path.stem}.png")
+        found: dict[tuple[Path, Clients], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+        shown = track(pool.map(_run, jobs), "simulating", total=len(jobs), console=Console(stderr=True), transient=True)
+        for job, result in zip(jobs, shown, strict=True):
+            found[job.path, job.clients][job.policy].append(result)
+    for (path, kind), by_policy in found.items():
+        figures = {policy: _figures(results, [bounds[path, seed] for seed in range(seeds)]) for policy, results in by_policy.items()}
+        for policy, line in figures.items():
+            print(json.dumps({"bench": "simulate", "case": f"{path.stem}/{kind}/{policy}", **line}))
+        if others := {policy: line["p99_s"] for policy, line in figures.items() if policy != Ours.name and Ours.name in figures}:
+            best = min(others, key=others.__getitem__)
+            versus = {
+                "bench": "simulate", "case": f"{path.stem}/{kind}", "value": figures[Ours.name]["p99_s"], "unit": "s",
+                "ratio": round(figures[Ours.name]["p99_s"] / others[best], 3), "comparator": f"p99 of {best}, the best of the others",
+                "comparator_value": others[best],
+            }  # fmt: skip
+            print(json.dumps(versus), flush=True)
+        if plots is not None:
+            plots.mkdir(parents=True, exist_ok=True)
+            _plot({policy: results[0] for policy, results in by_policy.items()}, bounds[path, 0], plots / f"{path.stem}-{kind}.png")
+
+
+class Job(NamedTuple):
+    """One run."""
+
+    path: Path
+    seed: int
+    policy: str
+    clients: Clients
+    brokers: int | None
 
 
 def scene(path: Path, seed: int, brokers: int | None = None) -> Scene:
@@ -64,10 +88,9 @@ def scene(path: Path, seed: int, brokers: int | None = None) -> Scene:
     return loaded if brokers is None else replace(loaded, brokers=brokers)
 
 
-def _run(job: tuple[Path, str, int, int | None, bool]) -> Result:
-    path, policy, seed, brokers, same_client = job
-    drawn = scene(path, seed, brokers)
-    return Run(drawn, POLICIES[policy](drawn, Random(seed)), seed, same_client=same_client).result()
+def _run(job: Job) -> Result:
+    drawn = scene(job.path, job.seed, job.brokers)
+    return Run(drawn, POLICIES[job.policy](drawn, Random(job.seed)), job.seed, job.clients).result()
 
 
 def _bound(job: tuple[Path, int]) -> float:

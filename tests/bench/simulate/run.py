@@ -1,28 +1,34 @@
 """One run: discrete events around the policies, in a fluid network.
 
-Rules of the clients, the same for every policy: a download takes one source; a dead store is noticed after a second, and the
-next one on the list goes on with what is left; when the list is at its end, a new ticket is asked for. A client that is told
-rates (ours) does what broker.client does: when what is left lasts longer than three seconds it lets another source help (up to
-four), and gives up a source eight times slower than the fastest one after five. `same_client` gives all of them that behaviour.
+The clients are the same for every policy, and of one of two kinds (`Clients`).
+
+Both: a dead store is noticed after a second, the next one on the list goes on with what is left, and the machine does not want that
+store again for a minute; when the list is at its end a new one is asked for. Where every store is full (a policy with slots), a
+client waits until one of them has room, and comes when it is its project's turn (`broker.turns`).
+``single``: one source at a time, whatever its rate, until it fails: curl, git-lfs, nova.
+``several``: what broker.client does, by the numbers of `broker.client.plan`: when what is left lasts longer than three seconds, a
+further source helps (up to four); one that is eight times slower than the fastest after five seconds is given up; while some source
+was given up or had no room, and help is still wanted, a new list is asked for every 15 s.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import count
 from random import Random
 
 import numpy as np
 
-from broker import paths
-from broker.client.plan import MORE_SECONDS, SLOW_FACTOR, SLOW_SECONDS
+from broker import paths, signals, turns
+from broker.client.plan import AGAIN_SECONDS, MORE_SECONDS, SLOW_FACTOR, SLOW_SECONDS
+from broker.client.sources import word_due
 from broker.model import Outcome
-from broker.paths import PathAverage
 from tests.bench.simulate.network import Network
-from tests.bench.simulate.policies import Choice, Policy, View, learn, parallel_wants
+from tests.bench.simulate.policies import Choice, Memory, Policy, View, parallel_wants
 from tests.bench.simulate.scene import Scene, Want
 
 NOTICE_SECONDS = 1.0
@@ -30,6 +36,13 @@ TICK_SECONDS = 1.0
 POLL_SECONDS = 15.0
 MOST_SOURCES = 4
 EXCLUDED_SECONDS = 60.0
+
+
+class Clients(StrEnum):
+    """How the machines download; see the rules above."""
+
+    SINGLE = "single"
+    SEVERAL = "several"
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +54,9 @@ class Flow:
     cap: float
     began: float
     concurrency: int
+    expected: float
+    """Seconds, by the estimate in the ticket."""
+    told_at: float
     got: float = 0.0
     rate: float = 0.0
     dead_since: float | None = None
@@ -56,7 +72,9 @@ class Download:
     choices: deque[Choice] = field(default_factory=deque)
     flows: list[Flow] = field(default_factory=list)
     avoid: dict[str, float] = field(default_factory=dict)
-    ended: float | None = None
+    asked_at: float = 0.0
+    lost: bool = False
+    """Whether a source was given up, or had no room."""
 
 
 @dataclass(slots=True)
@@ -78,17 +96,19 @@ class Result:
 class Run:
     """`result` runs the scene to its end."""
 
-    def __init__(self, scene: Scene, policy: Policy, seed: int, *, same_client: bool = False, most_seconds: float = 36_000.0) -> None:
+    def __init__(
+        self, scene: Scene, policy: Policy, seed: int, clients: Clients = Clients.SINGLE, *, most_seconds: float = 36_000.0
+    ) -> None:
         self.scene, self.policy = scene, policy
         self.rng = Random(seed)
         self.network = Network(scene)
         self.index = {store.name: number for number, store in enumerate(scene.stores)}
         self.stores = {store.name: store for store in scene.stores}
-        self.clever = policy.learns or same_client
+        self.clients = clients
         self.now = 0.0
         self.most_seconds = most_seconds
         self.active = dict.fromkeys(self.stores, 0)
-        self.averages: dict[tuple[str, str], PathAverage] = {}
+        self.memory = Memory()
         self.views = [View() for _ in range(scene.brokers)]
         self.running: set[Download] = set()
         self.waiting: deque[Download] = deque()
@@ -174,8 +194,10 @@ class Run:
 
     def _on_tick(self, _: object) -> None:
         self._result.timeline.append((self.now, {name: sum(f.rate for f in self._flows() if f.store == name) for name in self.stores}))
-        if self.clever:
-            for download in list(self.running):
+        for download in list(self.running):
+            if self.policy.learns:
+                self._tell_progress(download)
+            if self.clients is Clients.SEVERAL:
                 self._watch(download)
         self._at(self.now + TICK_SECONDS, "tick", None)
 
@@ -190,8 +212,22 @@ class Run:
                 self._drop(download, flow, Outcome.SLOW)
         rate = sum(flow.rate for flow in download.flows)
         lasting = min([self.now - flow.began for flow in download.flows], default=0.0) >= TICK_SECONDS
-        if lasting and len(download.flows) < MOST_SOURCES and (rate <= 0 or download.left / rate > MORE_SECONDS):
+        if not lasting or len(download.flows) >= MOST_SOURCES or (rate > 0 and download.left / rate <= MORE_SECONDS):
+            return
+        if not self._start_next(download) and download.lost and self.now - download.asked_at >= AGAIN_SECONDS:
+            download.choices = deque(choice for choice in self._listed(download) if choice.store not in rates)
             self._start_next(download)
+
+    def _tell_progress(self, download: Download) -> None:
+        """How far each source has come, as often as broker.client tells it."""
+        for flow in download.flows:
+            lasted = self.now - flow.began
+            if self.now - flow.told_at >= word_due(lasted, flow.expected) and not self.scene.nodes[download.want.node].lies:
+                flow.told_at = self.now
+                store = self.stores[flow.store]
+                report = paths.Report(Outcome.OK, int(flow.got), lasted, flow.concurrency, store.declared)
+                weight = signals.WEIGHTS[signals.Signal.PROGRESS]
+                self.memory.learn(download.want.node, self.scene.nodes[download.want.node], store, report, self.now, weight)
 
     def _fail(self, download: Download, flow: Flow) -> None:
         self._drop(download, flow, Outcome.FAILED)
@@ -202,6 +238,7 @@ class Run:
 
     def _drop(self, download: Download, flow: Flow, outcome: Outcome) -> None:
         download.flows.remove(flow)
+        download.lost |= outcome is not Outcome.OK
         self.active[flow.store] -= 1
         self._report(download, flow, outcome)
 
@@ -225,7 +262,7 @@ class Run:
         report = paths.Report(outcome, int(flow.got), self.now - flow.began, flow.concurrency, store.declared)
         if node.lies:
             report = paths.Report(Outcome.FAILED, 0, 0.0)
-        learn(self.averages, node, store, report, self.now)
+        self.memory.learn(download.want.node, node, store, report, self.now)
 
     # -- what a broker does
 
@@ -233,35 +270,45 @@ class Run:
         """What that broker believes now: read anew when it is older than the scene's staleness."""
         view = self.views[number]
         if self.now - view.taken_at >= self.scene.stale_seconds or (self.scene.brokers == 1 and self.scene.stale_seconds == 0):
-            view.active, view.averages, view.taken_at = dict(self.active), dict(self.averages), self.now
+            view.active, view.averages, view.taken_at = dict(self.active), dict(self.memory.averages), self.now
         return view
 
     def _ask(self, download: Download) -> None:
         """A ticket, and its first source; wait when every store is full."""
-        view = self._view(download.broker)
-        have = self.scene.replicas[download.want.blob]
-        node = self.scene.nodes[download.want.node]
-        avoid = {store: until for store, until in download.avoid.items() if until > self.now}
-        ranked = self.policy.order(node, have, view, self.now, avoid)
-        if not self.policy.learns:
-            ranked = [c for c in ranked if c.store not in avoid] or ranked
-        download.choices = deque(ranked)
-        if not ranked:
+        download.choices = deque(self._listed(download))
+        if not download.choices:
             self._at(self.now + 1.0, "retry", download)
         elif not self._start_next(download):
             self._result.refused += 1
             if download not in self.waiting:
                 self.waiting.append(download)
 
+    def _listed(self, download: Download) -> list[Choice]:
+        """What the policy answers."""
+        download.asked_at = self.now
+        view, have = self._view(download.broker), self.scene.replicas[download.want.blob]
+        avoid = {store: until for store, until in download.avoid.items() if until > self.now}
+        ranked = self.policy.order(self.scene.nodes[download.want.node], have, view, self.now, avoid)
+        return [choice for choice in ranked if choice.store not in avoid]
+
     def _serve_waiting(self) -> None:
-        """Whoever waits the longest asks first, as soon as any store that he could use has a slot."""
-        for _ in range(len(self.waiting)):
-            download = self.waiting.popleft()
-            have = self.scene.replicas[download.want.blob]
-            if any(self._has_slot(name) for name in have):
-                self._ask(download)
-            else:
-                self.waiting.append(download)
+        """Whose turn it is asks again, by the broker's own rule of fairness at each store that has room."""
+        for name in self.stores:
+            if not self.waiting or not self._has_slot(name):
+                continue
+            held = Counter(self._party(download) for download in self.running for flow in download.flows if flow.store == name)
+            here = {str(id(download)): download for download in self.waiting if name in self.scene.replicas[download.want.blob]}
+            for turn in turns.order((self._contender(download) for download in here.values()), held):
+                if not self._has_slot(name):
+                    break
+                self.waiting.remove(here[turn.id])
+                self._ask(here[turn.id])
+
+    def _party(self, download: Download) -> turns.Party:
+        return self.scene.nodes[download.want.node].project, 1.0
+
+    def _contender(self, download: Download) -> turns.Contender:
+        return turns.Contender(str(id(download)), *self._party(download), 1.0, download.want.at)
 
     def _has_slot(self, store: str) -> bool:
         slots = self.stores[store].slots
@@ -278,17 +325,20 @@ class Run:
                     chosen = wanted[0]
                 else:
                     refused.add(wanted[0])
+                    download.lost = True
         else:
             chosen = download.choices[0].store if download.choices else None
         if chosen is None:
             return False
+        expected = next(choice.seconds for choice in download.choices if choice.store == chosen)
         download.choices = deque(choice for choice in download.choices if choice.store != chosen)
         self.active[chosen] += 1
         view.active[chosen] = view.active.get(chosen, 0) + 1  # a broker knows what it has just granted
         store, number = self.stores[chosen], self.index[chosen]
         if store.slots is not None and self.active[chosen] > store.slots:
             self._result.over_slots += 1
-        flow = Flow(chosen, self.network.path(number, download.want.node), store.per_connection, self.now, view.active[chosen])
+        path = self.network.path(number, download.want.node)
+        flow = Flow(chosen, path, store.per_connection, self.now, view.active[chosen], expected, self.now)
         download.flows.append(flow)
         self.running.add(download)
         if self.network.capacity[number] == 0:

@@ -1,5 +1,8 @@
 """What is simulated: a network with its stores and machines, what they want, and what goes wrong. Read from TOML.
 
+A workload names its topology: a file of that name in ``topologies`` (or beside the workload) with ``links``, ``stores`` and
+``nodes``. What the workload says of these itself stands instead; ``[store.NAME]`` changes single fields of one store.
+
 Rates are bytes per second, sizes bytes, instants seconds from the start, positions kilometres on a plane (for the policies that go by
 miles). A link is the way between a site and its parent; each direction has the capacity. Sites without a link are not limited.
 """
@@ -12,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
+
+TOPOLOGIES = Path(__file__).parent / "topologies"
 
 Place = tuple[float, float]
 
@@ -99,9 +104,9 @@ class Scene:
 
 def load(path: Path, seed: int) -> Scene:
     """Read a workload; arrivals and replicas are drawn by `seed`. Raises `KeyError`, `TypeError` for what is missing or unknown."""
-    data = tomllib.loads(path.read_text())
+    data = _whole(path)
     rng = Random(seed)
-    stores = [Store(**_placed(entry)) for entry in data["stores"]]
+    stores = [Store(**_placed(entry | data.get("store", {}).get(entry["name"], {}))) for entry in data["stores"]]
     groups = [Group(**_placed(entry)) for entry in data["nodes"]]
     nodes = [Node(g.site, g.rate, g.project, g.at, g.lies) for g in groups for _ in range(g.count)]
     demand = data["demand"]
@@ -113,6 +118,16 @@ def load(path: Path, seed: int) -> Scene:
         path.stem, stores, data.get("links", {}), nodes, groups, int(demand["size"]), replicas, wants, sorted(changes, key=lambda c: c.at),
         int(broker.get("count", 1)), float(broker.get("stale_seconds", 0.5)), data.get("about", ""),
     )  # fmt: skip
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    """The workload together with its topology."""
+    data = tomllib.loads(path.read_text())
+    if "topology" not in data:
+        return data
+    name = f"{data['topology']}.toml"
+    beside = path.parent / name
+    return tomllib.loads((beside if beside.exists() else TOPOLOGIES / name).read_text()) | data
 
 
 def _placed(entry: Mapping[str, Any]) -> dict[str, Any]:
