@@ -3,7 +3,8 @@
 Rules: a detail never holds a secret, a signed URL or another principal's data (invariant 13); `retry_after` is set
 exactly when trying again can help; `field` and `expected` are set whenever one field of the request is to blame.
 Refusals for want of a slot or quota say, for the broker alone, what can be waited for: `stores` by number, with the seconds that the
-transfer itself would take there, the `bytes` of a lease, and whether the client `returned` as it was told to.
+transfer itself would take there, the `bytes` of a lease, and `who` was promised a turn,
+and whether it `returned` as it was told to.
 The `type` is served under ``/problems/NAME`` (RFC 9457 section 3.1.1) from the class's docstring.
 """
 
@@ -188,6 +189,7 @@ class Busy(BrokerError):
     status, type, title = 429, "busy", "All slots are taken"
     stores: Mapping[int, float] = {}
     bytes: int = 0
+    who: str = ""
     returned: bool = False
 
 

@@ -215,7 +215,7 @@ async def _full(context: Context, client: Client, upload: Upload, place: Destina
     returned = context.promises.has_returned(_who(client), context.clock())
     turn = await promises.until_turn(context, _who(client), party, stores, Direction.WRITE)
     refusal = errors.Busy("The store is at its limit.", retry_after=turn, extra={"excluded": [{"store": store.name, "reason": FULL}]})
-    refusal.stores, refusal.bytes, refusal.returned = stores, upload.size or 0, returned
+    refusal.stores, refusal.bytes, refusal.who, refusal.returned = stores, upload.size or 0, _who(client), returned
     return refusal
 
 

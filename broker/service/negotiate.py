@@ -369,7 +369,7 @@ def _answer(context: Context, client: str, plan: Plan, now: float) -> dict[str, 
     target, metrics = plan.target, context.metrics
     admitted = admit.settle(plan.sources, plan.granted, plan.count)
     if admitted is None or plan.expires_at is None:
-        return _refusal(context, plan)
+        return _refusal(context, client, plan)
     if context.promises:
         context.promises.kept(context, _who(client, plan))
     first = None
@@ -399,7 +399,7 @@ def _answer(context: Context, client: str, plan: Plan, now: float) -> dict[str, 
     return shown_ticket
 
 
-def _refusal(context: Context, plan: Plan) -> errors.BrokerError:
+def _refusal(context: Context, client: str, plan: Plan) -> errors.BrokerError:
     """Nothing was granted: why, when to come again, and what can be waited for."""
     extra = {"excluded": plan.excluded}
     refusal: errors.Busy | errors.QuotaExceeded
@@ -410,6 +410,6 @@ def _refusal(context: Context, plan: Plan) -> errors.BrokerError:
     else:
         context.metrics.ticket("download", "busy")
         refusal = errors.Busy("Every store that has the blob is at its limit.", retry_after=plan.retry_after, extra=extra)
-        refusal.returned = plan.returned
+        refusal.who, refusal.returned = _who(client, plan), plan.returned
     refusal.stores, refusal.bytes = _full_stores(plan), _lease_bytes(plan)
     return refusal

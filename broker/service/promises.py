@@ -61,6 +61,10 @@ class Promises:
             waited = context.clock() - promise.contender.asked_at
             context.metrics.retry_after_ratio.observe(waited / promise.seconds, "returned")
 
+    def withdraw(self, who: str) -> None:
+        """Somebody does not go away, but waits."""
+        self._given.pop(who, None)
+
     def has_returned(self, who: str, now: float) -> bool:
         """Whether somebody comes back about when it was told to."""
         promise = self._given.get(who)

@@ -201,6 +201,7 @@ async def patiently(
         return await attempt(frozenset())
     except (errors.Busy, errors.QuotaExceeded) as error:
         refusal: errors.Busy | errors.QuotaExceeded = error
+    stays = seconds is not None
     if seconds is None:
         seconds = RETURN_SECONDS if isinstance(refusal, errors.Busy) and refusal.returned else 0.0
     if not seconds:
@@ -214,6 +215,8 @@ async def patiently(
     room.enter(context, waiter)
     try:
         while True:
+            if stays and isinstance(refusal, errors.Busy):
+                context.promises.withdraw(refusal.who)
             due = await waiter.next_turn(min(end - clock(), LOOK_AGAIN_SECONDS))
             if is_gone():
                 outcome = "gone"
@@ -227,7 +230,7 @@ async def patiently(
                 room.change(waiter, sorted(refusal.stores))
                 continue
             outcome = "granted"
-            if told:
+            if told and stays:
                 context.metrics.retry_after_ratio.observe((clock() - began) / told, "waited")
             return ticket
     finally:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import aiohttp
 import orjson
 import pytest
 
+from broker import errors
+from broker.client import api as client
 from tests.parts.broker import Api, Reply, RunningBroker, broker_on
 from tests.parts.condition import until
+from tests.parts.process import find_program
 from tests.web.test_tickets import S3, SWIFT, Desk
 
 ISSUER = "http://broker.test"
@@ -253,3 +259,65 @@ async def test_quotas_from_birth_to_death(pair: Pair) -> None:
     assert (await admin.delete(path)).status == 204
     assert (await pair.ask(blob, member)).status == 201
     assert "broker_quota_refusals_total" in pair.broker.context.metrics.render().decode()
+
+
+async def test_who_comes_back_when_told_to_gets_a_turn_among_those_who_wait(pair: Pair) -> None:
+    """It never asks to wait. Between those who do, no slot would ever be free for it."""
+    blob = await pair.blob(await pair.store("s", slots=1))
+    waiting, returning = pair.project("a"), pair.project("b")
+
+    async def busy() -> None:
+        while True:
+            reply = await pair.ask(blob, waiting, wait=60)
+            if reply.status == 201:
+                await asyncio.sleep(0.05)
+                await pair.release(reply, waiting)
+
+    first = await pair.ask(blob, waiting)
+    crowd = [asyncio.create_task(busy()) for _ in range(2)]
+    await pair.waiting(2)
+    reply = await pair.ask(blob, returning)
+    assert reply.status == 429
+    await pair.release(first, waiting)
+    end = time.monotonic() + 60
+    while reply.status == 429:
+        assert time.monotonic() < end
+        await asyncio.sleep(reply.body["retry_after"])
+        reply = await pair.ask(blob, returning)
+    assert reply.status == 201
+    for task in crowd:
+        task.cancel()
+    assert 'broker_retry_after_ratio_count{how="returned"} 1.0' in pair.broker.context.metrics.render().decode()
+
+
+async def test_our_client_waits_at_the_broker(pair: Pair) -> None:
+    blob = await pair.blob(await pair.store("s", slots=1))
+    first = await pair.ask(blob)
+    async with client.Broker(pair.broker.url, pair.broker.token()) as broker:
+        asked = asyncio.create_task(broker.download_ticket(blob=UUID(blob)))
+        await pair.waiting(1)
+        await pair.release(first, pair.api)
+        assert [source.state for source in (await asked).sources] == ["active"]
+    async with client.Broker(pair.broker.url, pair.broker.token(), patience=0) as broker:
+        with pytest.raises(errors.Busy) as refused:
+            await broker.download_ticket(blob=UUID(blob))
+        assert refused.value.retry_after
+
+
+async def test_quotas_from_the_command_line(pair: Pair) -> None:
+    environment = {"BROKER_URL": pair.broker.url, "BROKER_TOKEN": pair.broker.token("admin")}
+
+    async def run(*arguments: str) -> tuple[int, bytes]:
+        program = find_program("broker", "pip install -e .")
+        process = await asyncio.create_subprocess_exec(
+            program, "quota", *arguments, env={**os.environ, **environment}, stdout=PIPE, stderr=PIPE
+        )
+        output, _ = await process.communicate()
+        return process.returncode or 0, output
+
+    assert (await run("set", "p"))[0] == 2
+    code, made = await run("set", "p", "--max-leases", "3", "--weight", "2", "--json")
+    assert (code, orjson.loads(made)) == (0, {"project": "p", "max_leases": 3, "weight": 2, "leases": 0, "bytes": 0})
+    assert b"as configured" in (await run("list"))[1]
+    assert (await run("remove", "p"))[0] == 0
+    assert (await run("show", "p"))[0] == 4
