@@ -54,7 +54,7 @@ WAITS = 40
 READING_SECONDS = 1.0
 """So long a reading is shown again, and a database that did not answer is not asked again."""
 
-PATIENCE_SECONDS = 3.0
+PATIENCE_SECONDS = 10.0
 """A reading that takes longer counts as a database that is away."""
 
 READINGS = 64
