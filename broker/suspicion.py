@@ -53,8 +53,10 @@ def _independent(words: Iterable[tuple[str, str, float]]) -> float:
     """How many independent voices these are worth: one for each network, and one for each project but the first."""
     networks: dict[str, float] = {}
     projects: dict[str, float] = {}
-    for network, project, weight in words:
-        networks[network] = max(networks.get(network, 0.0), weight)
-        projects[project] = max(projects.get(project, 0.0), weight)
+    for network, project, weight in words:  # thousands, while many are in trouble: no call for each
+        if weight > networks.get(network, 0.0):
+            networks[network] = weight
+        if weight > projects.get(project, 0.0):
+            projects[project] = weight
     further = sum(projects.values()) - max(projects.values(), default=0.0)
     return sum(networks.values()) + further
