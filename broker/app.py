@@ -86,8 +86,9 @@ async def running(
     credentials: Credentials | None = None,
     opened: Opened | None = None,
     metrics_socket: Path | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Broker]:
-    """A broker for as long as the block lasts. `opened` is what was opened before rights were given up.
+    """A broker for as long as the block lasts. `opened` is what was opened before rights were given up. `clock` is the machine's.
 
     A worker, which shares its port, tells its metrics on `metrics_socket` instead of the settings' address.
 
@@ -108,26 +109,26 @@ async def running(
         keyring = await load_keys(settings, pool, policy, opened.passphrase)
         outside, inside = [await stack.enter_async_context(store_session(counted, internal=internal)) for internal in (False, True)]
         known = credentials or Credentials(settings.credentials_dir)
-        own_keys = partial(_published_now, keyring)
-        authenticator = Authenticator(settings.auth, settings.http.public_url, own_keys, inside, outside, counted)
-        keystone = _keystone(stack, settings.auth.keystone, known, inside, counted)
+        own_keys = partial(_published_now, keyring, clock)
+        authenticator = Authenticator(settings.auth, settings.http.public_url, own_keys, inside, outside, counted, clock)
+        keystone = _keystone(stack, settings.auth.keystone, known, inside, counted, clock)
 
         async def try_store(store: Store) -> probe.Probed:
             session = inside if store.internal else outside
-            return await probe.probe(registry.open_store(store, known, keyring.signer, session), store, session, time.time())
+            return await probe.probe(registry.open_store(store, known, keyring.signer, session), store, session, clock())
 
         async def take_over_keys() -> None:
             await keyring.reload()
             authenticator.forget()
 
         memory = Memory(
-            pool, _opener(known, keyring, inside, outside), counted, time.time, hot_bytes=settings.hot_bytes, on_key_change=take_over_keys
+            pool, _opener(known, keyring, inside, outside), counted, clock, hot_bytes=settings.hot_bytes, on_key_change=take_over_keys
         )
         await memory.start()
         stack.push_async_callback(memory.close)
         grants, reports = await _coalescers(stack, pool, policy, counted)
         context = Context(
-            db=pool, grants=grants, reports=reports, memory=memory, keys=keyring, policy=policy, metrics=counted, clock=time.time,
+            db=pool, grants=grants, reports=reports, memory=memory, keys=keyring, policy=policy, metrics=counted, clock=clock,
             rng=Random(), probe=try_store, grace_seconds=settings.database.grace_seconds, pace=Pace(policy.admit),
         )  # fmt: skip
         _follow(counted, pool, memory)
@@ -281,8 +282,8 @@ def passphrase_in(path: Path, name: str) -> bytes:
     return content
 
 
-def _published_now(keyring: keys.Keyring) -> dict[str, list[dict[str, str]]]:
-    return keyring.jwks(time.time())
+def _published_now(keyring: keys.Keyring, clock: Callable[[], float]) -> dict[str, list[dict[str, str]]]:
+    return keyring.jwks(clock())
 
 
 def _with_numbers(policy: _Numbers, numbers: config.Numbers, section: str, wrong: list[str]) -> _Numbers:
@@ -357,10 +358,11 @@ def _keystone(
     credentials: Credentials,
     session: aiohttp.ClientSession,
     counted: metrics.Metrics,
+    clock: Callable[[], float],
 ) -> KeystoneTokens | None:
     if settings is None:
         return None
-    tokens = KeystoneTokens(Keystone(settings, credentials, session, counted), settings.recheck_seconds, counted)
+    tokens = KeystoneTokens(Keystone(settings, credentials, session, counted), settings.recheck_seconds, counted, clock=clock)
     stack.push_async_callback(tokens.close)
     return tokens
 
