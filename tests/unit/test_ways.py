@@ -84,7 +84,7 @@ def test_a_source_is_recorded_and_shown_as_it_was_ranked() -> None:
 
 
 def test_a_way_is_made_anew_when_the_load_of_its_store_has_changed() -> None:
-    one, known = context(store(1, read_bandwidth=1000), store(2)), outlooks()
+    one, known = context(store(1, read_bandwidth=1000), store(2, read_slots=None)), outlooks()
     assert ways.plain_sources(one, blob(1, 2), known) is not None
     before = dict(known.ways)
     one.memory.read_loads = {"s1": Load(active=9), "s2": Load(active=9)}
