@@ -22,7 +22,10 @@ from broker.service.places import describe
 class Way:
     """What reading from one store promises to clients of one site, with that store's load as it was when this was made."""
 
-    __slots__ = ("active", "is_open", "prospect", "recorded", "shown", "slots", "store", "store_id", "varies")
+    __slots__ = (
+        "_basis", "_before", "_candidate", "_outlook", "active", "is_open", "prospect", "recorded", "shown", "slots", "store", "store_id",
+        "varies",
+    )  # fmt: skip
 
     def __init__(self, store: Store, candidate: accept.Candidate, outlook: rank.Outlook, loads: rank.Loads, policy: rank.Policy) -> None:
         self.store_id = store.id
@@ -30,16 +33,34 @@ class Way:
         self.slots = store.read_slots
         self.varies = store.read_bandwidth is not None or (store.read_slots is not None and outlook.shared_rate != math.inf)
         """Whether what it promises depends on the store's load."""
-        self.active = loads.get(store.name, IDLE).active
         self.is_open = accept.is_offered_to_all(candidate)
         """Whether an active replica there is offered to all."""
-        self.prospect = rank.prospect(outlook, candidate, loads, policy)
+        self._candidate = candidate
+        self._outlook = outlook
+        self._basis = _json(outlook.basis)
+        told = rank.Estimate(0.0, 0.0, 0.0, 0.0, 0.0, outlook.basis, 0.0)
+        before, seconds, _ = _json(describe(candidate, told, 0.0)).partition('"seconds":0.0')
+        self._before = before[1:] + seconds.removesuffix("0.0")
+        self._take_load(loads, policy)
+
+    def at(self, loads: rank.Loads, policy: rank.Policy) -> Way:
+        """The same way at another load. Sources of tickets under way keep this one: what is shown is what was recorded."""
+        other = object.__new__(Way)
+        other.store_id, other.store, other.slots, other.varies, other.is_open = (
+            self.store_id, self.store, self.slots, self.varies, self.is_open,
+        )  # fmt: skip
+        other._candidate, other._outlook, other._basis, other._before = self._candidate, self._outlook, self._basis, self._before
+        other._take_load(loads, policy)
+        return other
+
+    def _take_load(self, loads: rank.Loads, policy: rank.Policy) -> None:
+        self.active = loads.get(self.store, IDLE).active
+        self.prospect = rank.prospect(self._outlook, self._candidate, loads, policy)
         setup, rate, success = self.prospect[:3]
-        self.recorded = f",{rate!r},{setup!r},{success!r},{_json(outlook.basis)},"
+        self.recorded = f",{rate!r},{setup!r},{success!r},{self._basis},"
         """What `Source.record` says between seconds and weight."""
-        told = rank.Estimate(0.0, rate, setup, success, 0.0, outlook.basis, outlook.evidence)
-        before, seconds, after = _json(describe(candidate, told, 0.0)).partition('"seconds":0.0')
-        self.shown = before[1:] + seconds.removesuffix("0.0"), after.removesuffix("0.0}")
+        told = f',"rate":{rate!r},"setup_seconds":{setup!r},"success":{success!r},"basis":{self._basis}}},"weight":'
+        self.shown = self._before, told
         """What `Source.show` says before the seconds, and between them and the weight."""
 
 
@@ -93,15 +114,16 @@ def plain_sources(context: Context, blob: CompactBlob, outlooks: rank.Outlooks) 
 
 def way(context: Context, outlooks: rank.Outlooks, store_id: int) -> Way | None:
     """The way to a store at its present load; ``None`` when no such store is known."""
-    memory = context.memory
+    memory, policy = context.memory, context.policy.rank
     found: Way | None = outlooks.ways.get(store_id)
-    if found is None or (found.varies and found.active != memory.read_loads.get(found.store, IDLE).active):
+    if found is None:
         store = memory.store_by_id(store_id)
         if store is None:
             return None
         candidate = _candidate(PlacedReplica(store_id, "", "", ReplicaState.ACTIVE, ""), store)
-        found = Way(store, candidate, outlooks.of(candidate), memory.read_loads, context.policy.rank)
-        outlooks.ways[store_id] = found
+        found = outlooks.ways[store_id] = Way(store, candidate, outlooks.of(candidate), memory.read_loads, policy)
+    elif found.varies and found.active != memory.read_loads.get(found.store, IDLE).active:
+        found = outlooks.ways[store_id] = found.at(memory.read_loads, policy)
     return found
 
 
