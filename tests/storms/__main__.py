@@ -1,6 +1,7 @@
 """``python -m tests.storms NAME [OPTIONS]``: JSON lines with what was seen, then a line for people; exits 1 when a promise was broken.
 
 ``leases`` proves invariant 3: four brokers on one PostgreSQL, two of which are killed or stopped at any time.
+``knee`` lets slots adapt to a store whose throughput has a knee that moves.
 ``million`` lets a project ask for a million tickets while another one asks for single ones.
 ``private`` compares how long answers about a private store and about none take.
 ``dashboards`` runs every expression of deploy/prometheus and deploy/grafana on a Prometheus that looks at a busy broker.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("leases", "dashboards", "million", "private")
+NAMES = ("leases", "knee", "dashboards", "million", "private")
 
 
 def main() -> None:
