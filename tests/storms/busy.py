@@ -228,11 +228,11 @@ async def _fill(house: House, people: tuple[Person, ...], image: str, *, keep: b
 
 
 async def stand_in_line(house: House, image: str) -> None:
-    """Wait for a slot that nobody gives back, again and again."""
-    async with house.person("grace", "grace", "127.0.2.77") as grace:
+    """A project that holds a slot waits for another one, which nobody gives back, again and again."""
+    async with house.person("betty", "bob", "127.0.2.77") as betty:
         while True:
             with contextlib.suppress(aiohttp.ClientError):
-                await grace.post("/v1/tickets", {"operation": "download", "image": image, "only": ["disk-a"], "wait": 60})
+                await betty.post("/v1/tickets", {"operation": "download", "image": image, "only": ["disk-a"], "wait": 60})
 
 
 async def _refusals(person: Person, image: str) -> None:

@@ -29,7 +29,7 @@ ROUNDS = 2
 """A counter that appears has no rate yet: what is counted in the first round is seen to grow in the second."""
 
 
-LATEST_SECONDS = 60.0
+LATEST_SECONDS = 120.0
 """So long after the last round an expression may tell nothing yet: gauges are set every ten seconds."""
 
 
