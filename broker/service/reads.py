@@ -93,9 +93,13 @@ class Reads:
         return stretch
 
     def _drop_oldest(self) -> None:
-        _, stretch = self._stretches.popleft()
+        ends_at, stretch = self._stretches.popleft()
         self._count -= len(stretch)
         stretch.clear()
+        # Who asks again begins a new one: what came into this one would be counted no more.
+        for reader in self._readers.values():
+            for key in [key for key, each in reader.stretches.items() if key[0] == ends_at and each is stretch]:
+                del reader.stretches[key]
 
     def _keep(self, stretch: dict[str, str], key: str, shown: str) -> None:
         stretch[key] = shown
