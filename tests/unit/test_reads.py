@@ -86,3 +86,13 @@ def test_what_would_end_before_the_step_is_signed_for_one() -> None:
 def test_a_step_costs_at_most_an_eighth_of_the_life(life: float) -> None:
     step = url_step_seconds(life)
     assert 1 <= step <= LONGEST_STEP_SECONDS and (step == 1 or step <= life / 8)
+
+
+def test_what_is_kept_stays_bounded_when_dropped_stretches_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.service.reads.KEPT", 100)
+    kept = reads(Alike())
+    for number in range(5000):
+        life = 600 + 64 * (number % 7)
+        kept.sign(f"store{number % 5}", f"key{number}", until(NOW + life, NOW, 0))
+    held = sum(len(stretch) for reader in kept._readers.values() for stretch in reader.stretches.values())
+    assert 0 < held <= 100
