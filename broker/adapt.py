@@ -24,6 +24,9 @@ LOSS = 0.06
 ALPHA = 0.25
 """Weight of the newest window in a level's average, once there are enough of them."""
 
+CHANGE = 0.4
+"""A window that differs so much from its level's average tells that the store has changed: nothing that was seen before counts."""
+
 MOST_REST = 6
 """Windows at home between two looks at a neighbour, at most."""
 
@@ -89,7 +92,12 @@ def step(search: Search, bounds: SlotRange, rate: float | None) -> Search:
         return _at(replace(search, rest=0), search.home)
     if search.settling:
         return replace(search, settling=False)
+    known = search.seen.get(search.level)
+    if known is not None and abs(rate - known[0]) > CHANGE * known[0]:
+        search = replace(search, seen={}, calm=0, rest=0)
     search = replace(search, seen={**search.seen, search.level: _mixed(search.seen.get(search.level), rate)})
+    if search.home not in search.seen:
+        return _at(search, search.home)
     if search.level != search.home:
         return _judge(search, levels)
     if search.rest > 0:

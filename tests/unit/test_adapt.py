@@ -68,6 +68,7 @@ HOME = Search(4, 4, {3: (30.0, 9), 4: (40.0, 9), 5: (50.0, 9)}, settling=False)
         (Search(4, 5, {4: (40.0, 9)}, settling=False), 42.0, 4, 4),  # not better enough: goes home
         (Search(4, 3, {4: (40.0, 9)}, settling=False), 39.0, 3, 2),  # as good with fewer: moves
         (Search(4, 3, {4: (40.0, 9)}, settling=False), 30.0, 4, 4),  # worse: goes home
+        (Search(4, 5, HOME.seen, settling=False), 10.0, 4, 4),  # the store has changed: home is to be looked at anew
         (Search(4, 5, HOME.seen), 0.0, 4, 5),  # the first window after a change tells nothing
         (Search(4, 5, HOME.seen, settling=False), None, 4, 4),  # too few transfers: goes home
         (Search(4, 4, HOME.seen, settling=False), None, 4, 4),
