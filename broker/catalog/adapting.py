@@ -1,7 +1,7 @@
 """Stores whose slots adapt (`broker.adapt`): what they moved lately, and where their search stands.
 
-One broker at a time, by an advisory lock that a transaction holds; slots are changed one row by a statement, so that no grant waits
-for more than that.
+One broker at a time, by an advisory lock that a transaction holds. Slots are changed outside of it, one row by a statement: no grant
+waits for more than that, not even when this broker is stopped in the middle.
 """
 
 from __future__ import annotations

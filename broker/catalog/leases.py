@@ -238,20 +238,21 @@ async def release(db: Any, leases: Sequence[tuple[UUID, int | None]]) -> None:
         await db.execute(_RELEASE, [ticket for ticket, _ in leases], [store for _, store in leases])
 
 
+# One instant for all of it: what ends while locks are waited for is the next sweep's, else its project would not be locked.
 _SWEEP = """
 WITH locked AS MATERIALIZED (
     SELECT store_id, direction FROM slots
     WHERE leased > 0 AND EXISTS (SELECT FROM leases l WHERE l.store_id = slots.store_id AND l.direction = slots.direction
-                                 AND l.expires_at <= clock_timestamp())
+                                 AND l.expires_at <= statement_timestamp())
     ORDER BY store_id, direction FOR UPDATE
 ), used AS MATERIALIZED (
-    SELECT project FROM usage WHERE project IN (
-        SELECT l.project FROM leases l JOIN locked USING (store_id, direction) WHERE l.counted AND l.expires_at <= clock_timestamp())
+    SELECT project FROM usage WHERE (SELECT count(*) FROM locked) >= 0 AND project IN (
+        SELECT l.project FROM leases l JOIN locked USING (store_id, direction) WHERE l.counted AND l.expires_at <= statement_timestamp())
     ORDER BY project FOR UPDATE
 ), gone AS (
     DELETE FROM leases l USING locked k
     WHERE (SELECT count(*) FROM locked) > 0 AND (SELECT count(*) FROM used) >= 0
-      AND l.store_id = k.store_id AND l.direction = k.direction AND l.expires_at <= clock_timestamp()
+      AND l.store_id = k.store_id AND l.direction = k.direction AND l.expires_at <= statement_timestamp()
     RETURNING l.store_id, l.direction
 ), counted AS (
     UPDATE slots s SET leased = s.leased - c.n

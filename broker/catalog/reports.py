@@ -183,4 +183,9 @@ async def reporting(db: Any, voices: Sequence[str]) -> set[str]:
 async def forget_old(db: Any) -> None:
     """Forget voices that have not been heard for long; their weight has decayed to nothing."""
     with reachable():
-        await db.execute("DELETE FROM voices WHERE heard_at < now() - make_interval(secs => $1)", KEPT_SECONDS)
+        await db.execute(  # what a report is about to renew is left to it: nobody waits for rows that a report holds in its own order
+            """DELETE FROM voices WHERE (voice, store_id, direction) IN (
+                   SELECT voice, store_id, direction FROM voices WHERE heard_at < now() - make_interval(secs => $1)
+                   FOR UPDATE SKIP LOCKED)""",
+            KEPT_SECONDS,
+        )

@@ -98,14 +98,21 @@ async def download_many(
                 plans.append(plan)
             except errors.BrokerError as error:
                 results[index] = error
+    unreached: errors.Unavailable | None = None
     if plans:
-        await _admit(context, client, plans)
-        await _tell_why(context, plans)
+        try:
+            await _admit(context, client, plans)
+            await _tell_why(context, plans)
+        except errors.Unavailable as error:
+            if all(plan.expires_at is None for plan in plans):
+                raise
+            unreached = error  # what was granted stands, and is answered
     for index, result in enumerate(results):
         if index & _STRETCH == _STRETCH:
             await asyncio.sleep(0)
         if isinstance(result, Plan):
-            results[index] = _answer(context, name, result, now)
+            is_lost = unreached is not None and result.expires_at is None
+            results[index] = unreached if is_lost else _answer(context, name, result, now)
     return results
 
 

@@ -59,6 +59,7 @@ ALTER TABLE leases ADD COLUMN priority double precision NOT NULL DEFAULT 1;
 ALTER TABLE leases ADD COLUMN bytes bigint NOT NULL DEFAULT 0;
 ALTER TABLE leases ADD COLUMN counted boolean NOT NULL DEFAULT false;
 ALTER TABLE leases ADD COLUMN expected_at timestamptz;
+CREATE INDEX leases_counted ON leases (project) WHERE counted;
 
 -- How long leases lasted lately: sums over those that were given back, each one a twentieth less at the next.
 ALTER TABLE slots ADD COLUMN ended double precision NOT NULL DEFAULT 0;

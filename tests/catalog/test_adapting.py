@@ -97,3 +97,18 @@ async def test_what_an_administrator_sets(place: tuple[RunningBroker, Api]) -> N
     ended = ok(await admin.patch("/v1/stores/adaptive", {"read_adaptive": None, "read_slots": None}, "*"))
     assert (ended["read_slots"], ended["read_adaptive"]) == (None, None)
     assert not await _kept(broker)
+
+
+async def test_slots_are_locked_for_no_longer_than_a_statement(place: tuple[RunningBroker, Api], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that is stopped while it adapts holds up no grant."""
+    broker, _ = place
+    await until(lambda: _kept(broker))
+    write, written = adapting.write, []
+
+    async def and_stop(*arguments: Any) -> None:
+        await write(*arguments)
+        written.append(await broker.context.db.fetch("SELECT slots FROM slots FOR UPDATE NOWAIT"))
+
+    monkeypatch.setattr(adapting, "write", and_stop)
+    await window(broker)
+    assert written

@@ -195,6 +195,21 @@ async def test_a_failure_is_in_force_with_its_report_and_ends(pool: Any) -> None
     assert await pool.fetchval("SELECT count(*) FROM failures") == 0
 
 
+async def test_who_forgets_waits_for_no_report(pool: Any) -> None:
+    """Reports lock rows in an order of their own: whoever waited for one while it holds others could be waited for."""
+    store = await rows.store(pool)
+    await record(pool, *(report(store, client=f"10.0.0.{n}", trouble=1.0, excludes=f"client {n}") for n in (1, 2)))
+    await pass_time(pool, reports.KEPT_SECONDS + 1)
+    await pool.execute("UPDATE failures SET until = now()")
+    async with pool.acquire() as reporting, reporting.transaction():
+        await reporting.execute("SELECT FROM voices WHERE voice = $1 FOR UPDATE", voice("p", "u", "10.0.0.1").name)
+        await reporting.execute("SELECT FROM failures WHERE client = 'client 1' FOR UPDATE")
+        await reports.forget_old(pool)
+        await failures.forget_old(pool)
+        assert await pool.fetchval("SELECT array_agg(voice) FROM voices") == [voice("p", "u", "10.0.0.1").name]
+        assert await pool.fetchval("SELECT array_agg(client) FROM failures") == ["client 1"]
+
+
 async def test_a_report_on_a_store_that_is_gone_harms_no_other(pool: Any) -> None:
     store = await rows.store(pool)
     assert await record(pool, report(store + 1000), report(store)) == [False, True]

@@ -82,10 +82,17 @@ async def memory(pool: Any) -> Any:
     await made.close()
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is waited for comes, however slow the machine."""
+    monkeypatch.setattr("broker.service.spread.SPREAD_SECONDS", 60.0)
+
+
+@pytest.mark.usefixtures("patient")
 async def test_a_report_waits_until_every_broker_has_taken_it_over(pool: Any, memory: Memory) -> None:
     store = await rows.store(pool)
     await memory.catch_up()
-    spread = Spread(pool, FRESH_SECONDS, metrics.create())
+    spread = Spread(pool, 60.0, metrics.create())
     waiting = asyncio.create_task(spread.wait(await fail(pool, store, "c")))
     other = asyncio.create_task(spread.wait(await fail(pool, store, "d")))
     await asyncio.sleep(0.05)
@@ -98,6 +105,7 @@ async def test_a_report_waits_until_every_broker_has_taken_it_over(pool: Any, me
     await spread.close()
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_broker_that_is_stopped_is_waited_for_no_longer_than_it_believes_its_memory(pool: Any, memory: Memory) -> None:
     store = await rows.store(pool)
     await memory.catch_up()

@@ -13,7 +13,10 @@ import aiohttp
 import orjson
 import pytest
 
+from broker import errors
+from broker.catalog import tickets
 from broker.model import new_id
+from broker.service import promises
 from tests.parts.broker import Api, Reply, broker_on
 from tests.parts.process import find_program
 from tests.web.test_tickets import S3, SITES, Desk, states
@@ -76,6 +79,27 @@ async def test_what_may_not_be_known_is_not_explained(desk: Desk) -> None:
     assert (hidden.status, hidden.body) == (400, unknown.body)
     others = await desk.blob(await desk.store("b"), visibility="private")
     assert (await explain(desk, others)).status == (await explain(desk, str(new_id()))).status == 404
+
+
+async def test_what_was_granted_is_answered_though_the_catalogue_goes_away(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = await desk.blob(await desk.store("a", slots=2), await desk.store("b"))
+    ticket = (await desk.ask(blob, only=["b"])).body
+    assert (await desk.api.post(f"/v1/tickets/{ticket['id']}/report", {"store": "b", "outcome": "failed"})).status == 204
+
+    async def away(*_: Any) -> None:
+        raise errors.Unavailable("The catalogue cannot be reached.")
+
+    monkeypatch.setattr(tickets, "tell_why", away)
+    granted = await desk.ask(blob)
+    assert (granted.status, granted.body["excluded"]) == (201, [{"store": "b", "reason": "recently-failed"}])
+    assert (await desk.api.get(f"/v1/tickets/{granted.body['id']}")).status == 200
+    # Nor does one request of a batch cost the others theirs: who is full hears that it cannot be told when to come again.
+    full = await desk.blob(await desk.store("full", slots=0))
+    monkeypatch.setattr(promises, "until_turn", away)
+    asked = [{"operation": "download", "blob": each} for each in (blob, full)]
+    results = (await desk.api.post("/v1/tickets:batch", {"tickets": asked})).body["tickets"]
+    assert [result.get("status", 201) for result in results] == [201, 503]
+    assert (await desk.ask(full)).status == 503
 
 
 async def test_exclusions_are_those_of_who_asks(desk: Desk) -> None:
