@@ -59,6 +59,10 @@ class Report:
     """Until the first byte, where the client measured it; part of `seconds`."""
 
 
+LEAST_SETUP_SECONDS = 1e-9
+"""Less is taken for none: a share of it could be too small for a number of the database's."""
+
+
 class Contribution(NamedTuple):
     """What one report adds to each sum of a path. The names are those of `PathAverage`."""
 
@@ -142,7 +146,7 @@ def contribution(report: Report, policy: Policy) -> Contribution:
     seconds = _bounded_seconds(report.seconds, policy)
     setup, setup_weight = 0.0, 0.0
     if report.setup_seconds is not None and 0 <= report.setup_seconds <= seconds:
-        setup, setup_weight = report.setup_seconds, 1.0
+        setup, setup_weight = (report.setup_seconds if report.setup_seconds >= LEAST_SETUP_SECONDS else 0.0), 1.0
     if report.outcome is Outcome.CORRUPT or seconds == 0.0 or not policy.min_rate_bytes <= report.bytes <= policy.max_bytes:
         return Contribution(1.0, good, 0.0, 0.0, setup_weight, setup)
     busy = max(policy.min_seconds, seconds - setup)

@@ -57,8 +57,16 @@ class Noted(NamedTuple):
     xact: int | None
 
 
-# What is left of a weight; PostgreSQL makes an error of what is too small for a number, so nothing fades by more than 2^-1000.
-_KEPT = "power(2.0, -least(1000, greatest(0, extract(epoch FROM now() - v.{at})::float8) / {half_life}))"
+# What is left of a weight, and of a sum. PostgreSQL makes an error of what is too small for a number, and one row in which that
+# happens would refuse every later report: so nothing fades by more than 2^-500 at once, and a sum that has faded to nothing is nothing.
+_KEPT = "power(2.0, -least(500, greatest(0, extract(epoch FROM now() - v.{at})::float8) / {half_life}))"
+_NOTHING = 1e-100
+
+
+def _left(name: str, at: str) -> str:
+    kept = _KEPT.format(at=at, half_life="$25")
+    return f"CASE WHEN v.{name} > {_NOTHING} THEN v.{name} * {kept} ELSE 0 END"
+
 
 # What reports told on average, of what a wider site knows; `broker.voices.moderated` says the same.
 _MEAN_BUSY, _MEAN_SETUP = (
@@ -93,7 +101,7 @@ WITH told AS MATERIALIZED (
     SELECT voice, store_id, direction, network, project, weight, trouble, now(), CASE WHEN explicit THEN now() END
     FROM spoken ORDER BY voice, store_id, direction
     ON CONFLICT (voice, store_id, direction) DO UPDATE SET
-        weight = v.weight * {_KEPT.format(at="heard_at", half_life="$25")} + excluded.weight,
+        weight = {_left("weight", "heard_at")} + excluded.weight,
         trouble = CASE WHEN excluded.trouble = 0 THEN 0
                   ELSE greatest(excluded.trouble, v.trouble * {_KEPT.format(at="heard_at", half_life=HALF_LIFE_SECONDS)}) END,
         heard_at = greatest(v.heard_at, excluded.heard_at),
@@ -124,7 +132,7 @@ WITH told AS MATERIALIZED (
     INSERT INTO paths AS v (site, store_id, direction, {", ".join(SUMS)}, updated_at)
     SELECT site, store_id, direction, {", ".join(SUMS)}, now() FROM added ORDER BY site, store_id, direction
     ON CONFLICT (site, store_id, direction) DO UPDATE SET
-        {", ".join(f"{name} = v.{name} * {_KEPT.format(at='updated_at', half_life='$25')} + excluded.{name}" for name in SUMS)},
+        {", ".join(f"{name} = {_left(name, 'updated_at')} + excluded.{name}" for name in SUMS)},
         updated_at = greatest(v.updated_at, excluded.updated_at)
 ), failed AS (
     INSERT INTO failures AS f (client, store_id, until)

@@ -40,6 +40,19 @@ async def pass_time(pool: Any, seconds: float) -> None:
     await pool.execute("UPDATE voices SET heard_at = heard_at - make_interval(secs => $1)", seconds)
 
 
+@pytest.mark.parametrize("setup", [5e-324, 1e-320, 1e-200, 1e-9])
+async def test_what_is_too_small_for_a_number_refuses_no_report(pool: Any, setup: float) -> None:
+    """Neither this report, nor one that comes after any time."""
+    store = await rows.store(pool)
+    told = contribution(Report(Outcome.OK, 10**9, 1.0, setup_seconds=setup), Policy(half_life_seconds=HALF_LIFE))
+    await record(pool, report(store, told, "eu/az1", "eu", ""))
+    without = told._replace(setup=0.0, setup_weight=0.0)
+    for _ in range(4):
+        await pass_time(pool, 2000 * HALF_LIFE)
+        assert await record(pool, report(store, without, "eu/az1", "eu", "")) == [True]
+    assert {average.setup for average in (await paths.since(pool, 0)).values()} == {0.0}
+
+
 async def test_sums_decay_as_the_pure_update_says(pool: Any) -> None:
     store = await rows.store(pool)
     policy = Policy(half_life_seconds=HALF_LIFE)
