@@ -50,3 +50,13 @@ async def test_over_http(database: str, tmp_path: Path) -> None:
         assert int(refused.headers["Retry-After"]) > 0
         other = Api(broker.url, session, broker.token(project="other"))
         assert (await other.post("/v1/tickets", DOWNLOAD)).status == 404
+
+
+async def test_a_redirect_counts_as_the_ticket_that_it_is(database: str, tmp_path: Path) -> None:
+    settings = {"policy": {"admission": {"project_tickets_per_hour": 1}}}
+    async with broker_on(database, tmp_path, settings) as broker, aiohttp.ClientSession() as session:
+        member = Api(broker.url, session, broker.token())
+        content = f"/v1/images/{DOWNLOAD['blob']}/content"
+        assert (await member.get(content)).status == 404
+        refused = await member.get(content)
+        assert (refused.status, refused.body["type"]) == (429, "/problems/quota-exceeded")

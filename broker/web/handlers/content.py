@@ -21,6 +21,7 @@ SOURCES = 5
 
 
 async def get_image_content(call: Call) -> Answer:
+    call.context.pace.count(call.client.principal.project, 1)
     ticket = await _ticket(call)
     sources = redirect.openable(ticket)
     if not sources:
