@@ -281,7 +281,9 @@ async def _admit(context: Context, client: Client, plans: Sequence[Plan]) -> Non
                 for plan in full:
                     plan.refused, plan.over_limit = frozenset(), False
                 pending = full
-    for plan in plans:
+    for index, plan in enumerate(plans):
+        if index & _STRETCH == _STRETCH:
+            await asyncio.sleep(0)
         if plan.expires_at is None:
             await _foresee(context, client, party, plan)
 
@@ -301,8 +303,8 @@ def _full_stores(plan: Plan) -> dict[int, float]:
 
 
 def _lease_bytes(plan: Plan) -> int:
-    """What one lease of the ticket moves: its sources share the blob."""
-    return -(-(plan.target.blob.size or 0) // plan.parallel)
+    """What one lease of the ticket moves: its sources share the blob, as far as there are several."""
+    return -(-(plan.target.blob.size or 0) // max(1, min(plan.parallel, len(plan.wanted))))
 
 
 def _who(client: str, plan: Plan) -> str:

@@ -9,8 +9,8 @@ Rules
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from broker import admit, turns
@@ -31,7 +31,12 @@ GRACE_SECONDS = 2.0
 EARLY_SECONDS = 0.5
 """Who comes so much too early is in time."""
 
-MOST_PROMISES = 10_000
+MOST_PROMISES = 2000
+MOST_OF_PROJECT = 200
+"""Older ones are forgotten. Each is looked at whenever somebody is sent away, and a client may call itself what it likes to get more."""
+
+PROJECTS = 16
+"""So many projects' leases are kept as they were seen."""
 
 
 class Promise(NamedTuple):
@@ -49,7 +54,9 @@ class Promises:
 
     def __init__(self) -> None:
         self._given: OrderedDict[str, Promise] = OrderedDict()
+        self._of_project: Counter[str] = Counter()
         self._lines: dict[tuple[int, Direction], tuple[float, Line | None]] = {}
+        self._freed: OrderedDict[str, tuple[float, Sequence[tuple[float, int]]]] = OrderedDict()
 
     def __bool__(self) -> bool:
         """Whether there is any."""
@@ -57,13 +64,13 @@ class Promises:
 
     def kept(self, context: Context, who: str) -> None:
         """Somebody got what it asked for: if it had been sent away before, compare what was told with what happened."""
-        if self._given and (promise := self._given.pop(who, None)) is not None:
+        if self._given and (promise := self._drop(who)) is not None:
             waited = context.clock() - promise.contender.asked_at
             context.metrics.retry_after_ratio.observe(waited / promise.seconds, "returned")
 
     def withdraw(self, who: str) -> None:
         """Somebody does not go away, but waits."""
-        self._given.pop(who, None)
+        self._drop(who)
 
     def has_returned(self, who: str, now: float) -> bool:
         """Whether somebody comes back about when it was told to."""
@@ -72,19 +79,31 @@ class Promises:
 
     def give(self, who: str, promise: Promise) -> None:
         """Remember what somebody was told; who comes back in time keeps its place, and the first word is what counts."""
-        before = self._given.get(who)
+        before = self._drop(who)
         if before is not None and promise.contender.asked_at <= before.due_at + GRACE_SECONDS:
             promise = before._replace(store_id=promise.store_id, due_at=promise.due_at)
+        project = promise.contender.project
+        if self._of_project[project] >= MOST_OF_PROJECT:
+            self._drop(next(name for name, other in self._given.items() if other.contender.project == project))
+        elif len(self._given) >= MOST_PROMISES:
+            self._drop(next(iter(self._given)))
         self._given[who] = promise
-        self._given.move_to_end(who)
-        while len(self._given) > MOST_PROMISES:
-            self._given.popitem(last=False)
+        self._of_project[project] += 1
+
+    def _drop(self, who: str) -> Promise | None:
+        promise = self._given.pop(who, None)
+        if promise is not None:
+            project = promise.contender.project
+            self._of_project[project] -= 1
+            if not self._of_project[project]:
+                del self._of_project[project]
+        return promise
 
     def open(self, store_id: int, direction: Direction, who: str, now: float) -> list[Contender]:
         """The others who were told to come back to a store and have not yet."""
         for name, promise in list(self._given.items()):
             if promise.due_at + GRACE_SECONDS <= now:
-                del self._given[name]
+                self._drop(name)
         return [
             promise.contender
             for name, promise in self._given.items()
@@ -100,6 +119,19 @@ class Promises:
             for id in old:
                 self._lines[id, direction] = now, found.get(id)
         return {id: line for id in store_ids if (line := self._lines[id, direction][1]) is not None}
+
+    async def freed(self, context: Context, project: str) -> Sequence[tuple[float, int]]:
+        """In how many seconds each of the project's counted leases should end, and what it holds. Raises `errors.Unavailable`."""
+        now = context.clock()
+        at, found = self._freed.get(project, (-math.inf, ()))
+        if not now - SEEN_SECONDS < at <= now:
+            held = await quotas.held(context.db, project)
+            found = sorted((Under(lease.held_seconds, lease.expected_seconds).left(1.0), lease.bytes) for lease in held)
+            self._freed[project] = now, found
+            self._freed.move_to_end(project)
+            if len(self._freed) > PROJECTS:
+                self._freed.popitem(last=False)
+        return found
 
 
 async def until_turn(context: Context, who: str, party: Party, store_ids: Mapping[int, float], direction: Direction) -> float:
@@ -126,10 +158,10 @@ async def until_within_limit(context: Context, party: Party, bytes: int) -> floa
 
     Raises `errors.Unavailable`.
     """
-    held = await quotas.held(context.db, party.project)
-    leases, total = len(held), sum(lease.bytes for lease in held)
+    freed_then = await context.promises.freed(context, party.project)
+    leases, total = len(freed_then), sum(held for _, held in freed_then)
     turn: float | None = None
-    for left, freed in sorted((Under(lease.held_seconds, lease.expected_seconds).left(1.0), lease.bytes) for lease in held):
+    for left, freed in freed_then:
         leases, total, turn = leases - 1, total - freed, left
         if (party.max_leases is None or leases < party.max_leases) and (party.max_bytes is None or total + bytes <= party.max_bytes):
             break
