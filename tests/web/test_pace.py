@@ -11,6 +11,10 @@ from broker import errors
 from broker.admit import Policy
 from broker.service.pace import Pace
 from tests.parts.broker import Api, broker_on
+from tests.parts.condition import until
+from tests.web.test_tickets import Desk, desk
+
+__all__ = ["desk"]
 
 DOWNLOAD = {"operation": "download", "blob": "01a20471-9cea-725f-bc0a-7702b28d121e"}
 
@@ -60,3 +64,12 @@ async def test_a_redirect_counts_as_the_ticket_that_it_is(database: str, tmp_pat
         assert (await member.get(content)).status == 404
         refused = await member.get(content)
         assert (refused.status, refused.body["type"]) == (429, "/problems/quota-exceeded")
+
+
+async def test_a_lone_source_counts_the_whole_blob_against_the_quota(desk: Desk) -> None:
+    """Whatever the request says of sources at once."""
+    blob = await desk.blob(await desk.store("alone"), size=1000)
+    await desk.db.execute("INSERT INTO quotas (project, max_bytes) VALUES ('demo', 1000)")
+    await until(lambda: "demo" in desk.broker.context.memory.quotas, "the quota is known")
+    assert (await desk.ask(blob, parallel=4)).status == 201
+    assert (await desk.ask(blob, parallel=4)).body["type"] == "/problems/quota-exceeded"
