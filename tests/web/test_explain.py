@@ -94,7 +94,8 @@ async def test_what_was_granted_is_answered_though_the_catalogue_goes_away(desk:
     assert (granted.status, granted.body["excluded"]) == (201, [{"store": "b", "reason": "recently-failed"}])
     assert (await desk.api.get(f"/v1/tickets/{granted.body['id']}")).status == 200
     # Nor does one request of a batch cost the others theirs: who is full hears that it cannot be told when to come again.
-    full = await desk.blob(await desk.store("full", slots=0))
+    full = await desk.blob(await desk.store("full", slots=1))
+    assert (await desk.ask(full)).status == 201
     monkeypatch.setattr(promises, "until_turn", away)
     asked = [{"operation": "download", "blob": each} for each in (blob, full)]
     results = (await desk.api.post("/v1/tickets:batch", {"tickets": asked})).body["tickets"]
