@@ -9,6 +9,7 @@ Rules
   what is read without a lock may be older than a lock that was waited for: so slots and limits are checked against locked
   rows alone, and are exact; who comes first is decided by a view some milliseconds old.
 - A project at its limit contends for nothing, so that no slot is kept free for it.
+- What is asked of a store without a free slot counts nothing against the limit of what is asked for after it.
 - Who has a lease waits no more, even while its row is still there.
 """
 
@@ -91,9 +92,11 @@ WITH ticket AS MATERIALIZED ({ticket_rows("$2")}), want AS MATERIALIZED (
     ORDER BY project FOR UPDATE
 ), within AS MATERIALIZED (
     SELECT w.*, (max_leases IS NULL OR leases_then <= max_leases) AND (max_bytes IS NULL OR bytes_then <= max_bytes) AS allowed
-    FROM (SELECT w.*, coalesce(u.leases, 0) + count(*) OVER earlier AS leases_then,
-                 coalesce(u.bytes, 0) + sum(w.bytes) OVER earlier AS bytes_then
-          FROM want w LEFT JOIN used u USING (project) WINDOW earlier AS (PARTITION BY w.project ORDER BY w.seq)) w
+    FROM (SELECT w.*, coalesce(u.leases, 0) + 1 + count(*) FILTER (WHERE has_room) OVER earlier AS leases_then,
+                 coalesce(u.bytes, 0) + w.bytes + coalesce(sum(w.bytes) FILTER (WHERE has_room) OVER earlier, 0) AS bytes_then
+          FROM (SELECT w.*, f.slots IS NULL OR f.leased < f.slots AS has_room FROM want w LEFT JOIN free f USING (store_id, direction)) w
+          LEFT JOIN used u USING (project)
+          WINDOW earlier AS (PARTITION BY w.project ORDER BY w.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)) w
 ), contender AS MATERIALIZED (
     SELECT w.ticket_id AS id, w.store_id, w.direction, w.project, w.priority, w.weight,
            coalesce(q.asked_at, statement_timestamp() + w.seq * interval '1 microsecond') AS asked_at, NULL::uuid AS desk

@@ -156,6 +156,16 @@ async def test_limits_hold_on_every_store_and_at_once(any_pool: Any) -> None:
     assert await grant(any_pool, ask(few, without), ask(few, without)) == [True, False]
 
 
+async def test_what_a_full_store_refuses_is_not_counted_against_the_limit(any_pool: Any) -> None:
+    full, free = await rows.store(any_pool, read=1), await rows.store(any_pool, "free", read=9)
+    assert await grant(any_pool, ask(B, full)) == [True]
+    limited = Party("a", max_leases=2, max_bytes=20)
+    asked = [*[ask(limited, full, bytes=10) for _ in range(5)], *[ask(limited, free, bytes=10) for _ in range(3)]]
+    answers = [answer for answer, _ in await leases.grant(any_pool, asked)]
+    assert [bool(answer.leases) for answer in answers] == [*[False] * 5, True, True, False]
+    assert [answer.over_limit for answer in answers] == [*[False] * 7, True]
+
+
 async def test_bytes_are_limited_at_the_limit_and_one_past_it(any_pool: Any) -> None:
     store = await rows.store(any_pool, read=9)
     party = Party("few", max_bytes=100)
