@@ -45,9 +45,10 @@ async def tickets(
 ) -> Sequence[Any]:
     """The same for a batch: each its ticket or its error, unless the catalogue is needed for all of them."""
     memory = context.memory
-    patience = PATIENCE_SECONDS + max([request.get("wait", 0) for request in requests], default=0)
     try:
-        async with asyncio.timeout(None if memory.is_fresh() else patience):
+        if memory.is_fresh():
+            return await ask()
+        async with asyncio.timeout(PATIENCE_SECONDS + max([request.get("wait", 0) for request in requests], default=0)):
             return await ask()
     except errors.Unavailable as error:
         unreached = error

@@ -7,7 +7,7 @@ serves all blobs until the outlook of its site changes; of a source only its sec
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import orjson
 
@@ -56,20 +56,23 @@ class Way:
     def _take_load(self, loads: rank.Loads, policy: rank.Policy) -> None:
         self.active = loads.get(self.store, IDLE).active
         self.prospect = rank.prospect(self._outlook, self._candidate, loads, policy)
-        setup, rate, success = self.prospect[:3]
-        self.recorded = f",{rate!r},{setup!r},{success!r},{self._basis},"
+        setup, rate, success = _numbers(self.prospect[:3])
+        self.recorded = f",{rate},{setup},{success},{self._basis},"
         """What `Source.record` says between seconds and weight."""
-        told = f',"rate":{rate!r},"setup_seconds":{setup!r},"success":{success!r},"basis":{self._basis}}},"weight":'
+        told = f',"rate":{rate},"setup_seconds":{setup},"success":{success},"basis":{self._basis}}},"weight":'
         self.shown = self._before, told
         """What `Source.show` says before the seconds, and between them and the weight."""
 
 
 class Source:
-    """A ranked replica on its way into a ticket: what admission asks of it, and what is recorded and shown of it."""
+    """A ranked replica on its way into a ticket: what admission asks of it, and what is recorded and shown of it.
 
-    __slots__ = ("key", "replica", "seconds", "slots", "store", "way", "weight")
+    `told` are its seconds and its weight in JSON.
+    """
 
-    def __init__(self, way: Way, key: str, replica: str, seconds: float, weight: float) -> None:
+    __slots__ = ("_told_seconds", "_told_weight", "key", "replica", "seconds", "slots", "store", "way", "weight")
+
+    def __init__(self, way: Way, key: str, replica: str, seconds: float, weight: float, told: tuple[str, str]) -> None:
         self.way = way
         self.store = way.store
         self.slots = way.slots
@@ -77,16 +80,17 @@ class Source:
         self.replica = replica
         self.seconds = seconds
         self.weight = weight
+        self._told_seconds, self._told_weight = told
 
     def record(self, active: bool, concurrency: int) -> str:
         """The entry of a ticket's row, in JSON; `places.recorded` reads it back."""
         way, state = self.way, "true" if active else "false"
-        return f'[{way.store_id},"{self.replica}",{state},{concurrency},{self.seconds!r}{way.recorded}{self.weight!r}]'
+        return f'[{way.store_id},"{self.replica}",{state},{concurrency},{self._told_seconds}{way.recorded}{self._told_weight}]'
 
     def show(self, rank: int, state: str, read: str) -> str:
         """The source of a ticket, in JSON; `read` is what `reads.Reads.sign` gave for it."""
         before, between = self.way.shown
-        return f'{{"rank":{rank},"state":"{state}",{before}{self.seconds!r}{between}{self.weight!r},{read}}}'
+        return f'{{"rank":{rank},"state":"{state}",{before}{self._told_seconds}{between}{self._told_weight},{read}}}'
 
 
 def plain_sources(context: Context, blob: CompactBlob, outlooks: rank.Outlooks) -> list[Source] | None:
@@ -109,7 +113,11 @@ def plain_sources(context: Context, blob: CompactBlob, outlooks: rank.Outlooks) 
         return []
     policy = context.policy.rank
     seconds, shares = rank.size_up(prospects, blob.size, policy)
-    return [Source(ways[i], rows[i][1], rows[i][2], seconds[i], shares[i]) for i in rank.draw(shares, context.rng)]
+    told = _numbers([*seconds, *shares])
+    count = len(rows)
+    return [
+        Source(ways[i], rows[i][1], rows[i][2], seconds[i], shares[i], (told[i], told[count + i])) for i in rank.draw(shares, context.rng)
+    ]
 
 
 def way(context: Context, outlooks: rank.Outlooks, store_id: int) -> Way | None:
@@ -138,7 +146,7 @@ def candidates(context: Context, blob: CompactBlob) -> Iterable[accept.Candidate
 def ranked_sources(context: Context, ranking: rank.Ranking, outlooks: rank.Outlooks) -> list[Source]:
     """The sources of a ranking by these outlooks, in its order."""
     return [
-        Source(found, candidate.key, candidate.replica or "", estimate.seconds, weight)
+        Source(found, candidate.key, candidate.replica or "", estimate.seconds, weight, _pair(estimate.seconds, weight))
         for candidate, estimate, weight in ranking.sources
         if (found := way(context, outlooks, candidate.store_id)) is not None
     ]
@@ -150,3 +158,13 @@ def _candidate(replica: PlacedReplica, store: Store) -> accept.Candidate:
 
 def _json(value: object) -> str:
     return orjson.dumps(value).decode()
+
+
+def _pair(seconds: float, weight: float) -> tuple[str, str]:
+    told_seconds, told_weight = _numbers((seconds, weight))
+    return told_seconds, told_weight
+
+
+def _numbers(values: Sequence[float]) -> list[str]:
+    """Each in JSON: `repr` takes four times as long for the shortest text of a float, and a ticket has a dozen of them."""
+    return orjson.dumps(values)[1:-1].decode().split(",")
