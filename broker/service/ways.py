@@ -98,12 +98,12 @@ def plain_sources(context: Context, blob: CompactBlob, outlooks: rank.Outlooks) 
     them: nearly always nothing is, and then there is nothing to ask of each."""
     if not blob.all_active:
         return None
-    rows, known = blob.replica_rows, outlooks.ways.get
+    rows, known, loads = blob.replica_rows, outlooks.ways.get, context.memory.read_loads
     ways: list[Way] = []
     prospects: list[rank.Prospect] = []
     for row in rows:
         found = known(row[0])
-        if found is None or found.varies:
+        if found is None or (found.varies and found.active != loads.get(found.store, IDLE).active):
             found = way(context, outlooks, row[0])
         if found is None or not found.is_open:
             return None
