@@ -31,11 +31,11 @@ Value = TypeVar("Value")
 _HINTS: dict[type[errors.BrokerError], str] = {
     errors.Unauthenticated: "set BROKER_TOKEN to a valid token; its operator makes one with: broker token create (--config …)",
     errors.Forbidden: "ask for a token with a larger role (reader, member, service, admin)",
-    errors.NotFound: "broker ls (images, stores, replicas, sites) and broker key list show what this token may see",
+    errors.NotFound: "broker ls (images, stores, replicas, sites), broker quota list and broker key list show what this token may see",
     errors.NoSource: "broker ticket IMAGE shows why each store is excluded",
     errors.NoDestination: "broker ls stores lists stores; broker store probe NAME tells what one can do",
     errors.Busy: "try again later",
-    errors.QuotaExceeded: "wait until transfers of this project have ended, or ask an administrator (broker quota)",
+    errors.QuotaExceeded: "if that does not help, ask an administrator (broker quota)",
     errors.PreconditionFailed: "somebody changed it meanwhile: look again, then repeat",
     errors.Gone: "run the same command again: it begins anew",
     errors.Mismatch: "nothing was kept at the store; run the same command again",
@@ -75,7 +75,8 @@ def explain(error: errors.BrokerError | ClientError) -> list[str]:
     lines += [f"  {item['store']}: {item['reason']}" for item in error.extra.get("excluded", ())]
     hint = next((text for kind, text in _HINTS.items() if isinstance(error, kind)), "")
     if error.retry_after and not isinstance(error, errors.StoreUnavailable):
-        hint = f"try again in {error.retry_after:.0f} s"
+        later = f"try again in {error.retry_after:.0f} s"
+        hint = f"{later}; {hint}" if isinstance(error, errors.QuotaExceeded) else later
     return lines + ([hint] if hint else [])
 
 

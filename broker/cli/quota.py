@@ -38,21 +38,21 @@ def list_all(connection: Connection, as_json: bool) -> None:
 @_JSON
 @connected
 def show(connection: Connection, project: str, as_json: bool) -> None:
-    """Show what PROJECT may hold, and holds."""
+    """Show what PROJECT, which has a quota of its own, may hold and holds."""
     _show([exits.run(connection.ask(lambda broker: broker.quota(project)))], as_json)
 
 
 @command.command("set")
 @click.argument("project")
-@click.option("--max-leases", type=click.IntRange(0), help="Transfers at once.")
-@click.option("--max-bytes", type=click.IntRange(0), help="Bytes that they may be for together.")
+@click.option("--max-leases", type=click.IntRange(0), help="Leases at once; 0 allows none.")
+@click.option("--max-bytes", type=click.IntRange(0), help="Bytes that they may be for together; a larger image is never granted.")
 @click.option("--weight", type=click.FloatRange(0.01, 1000), help="Its share, where slots are short; 1 by default.")
 @_JSON
 @connected
 def change(
     connection: Connection, project: str, max_leases: int | None, max_bytes: int | None, weight: float | None, as_json: bool
 ) -> None:
-    """Set the quota of PROJECT as a whole."""
+    """Set the quota of PROJECT as a whole: what is not given becomes as configured."""
     given = {"max_leases": max_leases, "max_bytes": max_bytes, "weight": weight}
     limits: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if not limits:

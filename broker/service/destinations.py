@@ -205,7 +205,7 @@ async def lease(context: Context, client: Client, upload: Upload, place: Destina
         raise await _full(context, client, upload, place, store)
     context.metrics.quota_refusals.inc("upload")
     turn = await promises.until_within_limit(context, party, bytes)
-    refusal = errors.QuotaExceeded("The project holds as many leases as it may.", retry_after=turn)
+    refusal = errors.QuotaExceeded("The project may not hold more leases, or leases on so many bytes.", retry_after=turn)
     refusal.stores, refusal.bytes = {store.id: own_seconds}, bytes
     raise refusal
 

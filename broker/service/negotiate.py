@@ -415,7 +415,9 @@ def _refusal(context: Context, client: str, plan: Plan) -> errors.BrokerError:
     if plan.over_limit:
         context.metrics.ticket("download", "quota-exceeded")
         context.metrics.quota_refusals.inc("download")
-        refusal = errors.QuotaExceeded("The project holds as many leases as it may.", retry_after=plan.retry_after, extra=extra)
+        refusal = errors.QuotaExceeded(
+            "The project may not hold more leases, or leases on so many bytes.", retry_after=plan.retry_after, extra=extra
+        )
     else:
         context.metrics.ticket("download", "busy")
         refusal = errors.Busy("Every store that has the blob is at its limit.", retry_after=plan.retry_after, extra=extra)

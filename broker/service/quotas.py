@@ -28,7 +28,7 @@ async def get_quota(context: Context, client: Client, project: str) -> dict[str,
     require_admin(client)
     found = await quotas.get(context.db, project)
     if found is None:
-        raise errors.NotFound("The project has no quota of its own.")
+        raise errors.NotFound("The project has no quota of its own: the configuration's (policy.admission) holds for it.")
     return _render(found)
 
 
@@ -44,7 +44,7 @@ async def delete_quota(context: Context, client: Client, project: str) -> None:
     """Let the configuration alone hold for a project. Raises `Forbidden`, `NotFound`."""
     require_admin(client)
     if not await quotas.delete(context.db, project):
-        raise errors.NotFound("The project has no quota of its own.")
+        raise errors.NotFound("The project has no quota of its own: the configuration's (policy.admission) holds for it.")
     await reload(context)
 
 

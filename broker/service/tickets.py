@@ -188,7 +188,7 @@ async def _grant_or_sweep(context: Context, party: Party, record: TicketRecord, 
     if over_limit:
         context.metrics.quota_refusals.inc("download")
         turn = await promises.until_within_limit(context, party, want.bytes)
-        raise errors.QuotaExceeded("The project holds as many leases as it may.", retry_after=turn)
+        raise errors.QuotaExceeded("The project may not hold more leases, or leases on so many bytes.", retry_after=turn)
     return False
 
 

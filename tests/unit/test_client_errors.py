@@ -76,6 +76,8 @@ def test_lines_say_why_and_what_next() -> None:
     assert lines[1] == "  weed: slots"
     assert "broker ticket" in lines[2]
     assert exits.explain(errors.Busy("Full.", retry_after=12))[-1] == "try again in 12 s"
+    last = exits.explain(errors.QuotaExceeded("Too much.", retry_after=12))[-1]
+    assert last == "try again in 12 s; if that does not help, ask an administrator (broker quota)"
 
 
 def test_url_and_token_are_found_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
