@@ -31,6 +31,7 @@ from uuid import UUID
 from broker import config
 from broker.client.api import Broker
 from broker.sign.token import TokenSigner, generate_key
+from tests.bench.options import at_least
 from tests.bench.simulate import bound
 from tests.bench.simulate.scene import Change, Group, Node, Scene, Want
 from tests.bench.simulate.scene import Store as SceneStore
@@ -85,10 +86,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench storm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--machines", type=int, default=24)
-    parser.add_argument("--size", type=int, default=64, help="of the image, in MB")
+    parser.add_argument("--machines", type=at_least(1), default=24, help="24 by default")
+    parser.add_argument("--size", type=at_least(1), default=64, help="of the image, in MB; 64 by default")
     parser.add_argument("--case", action="append", choices=CASES, help="all by default; may be repeated")
-    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--runs", type=at_least(1), default=1, help="of each case; 1 by default")
     parser.add_argument("--slow-at", type=float, default=8.0, help="when weed turns to a fifth of its rate, in seconds")
     parser.add_argument("--dies-at", type=float, default=12.0, help="when disk-2 is killed, in seconds; 0: never")
     options = parser.parse_args()

@@ -2,11 +2,12 @@
 tickets, before and meanwhile. One broker without a limit, for what grows; then one with the default limit, for what is refused.
 
 Lines: ``quiet`` and ``flood`` (the other project's latency in ms), ``grown`` (the broker's memory and the database's size per ticket),
-``bounded`` (what the limit let through). Options: the number of tickets, a million by default.
+``bounded`` (what the limit let through).
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -25,6 +26,7 @@ import asyncpg
 from broker.catalog import connect
 from broker.model import Role
 from tests.bench import catalogue
+from tests.bench.options import at_least
 from tests.bench.stage import write_credentials
 from tests.parts.broker import BrokerProcess, mint, serve
 from tests.parts.postgres import Postgres
@@ -34,7 +36,9 @@ QUIET_SECONDS = 5.0
 
 
 def main() -> None:
-    tickets = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    parser = argparse.ArgumentParser(prog="python -m tests.storms million", description=__doc__)
+    parser.add_argument("tickets", type=at_least(10), nargs="?", default=1_000_000, help="how many; a million by default")
+    tickets = parser.parse_args().tickets
     with Postgres(None) as postgres, tempfile.TemporaryDirectory() as place:
         url = postgres.create()
         asyncio.run(_fill(url))

@@ -2,11 +2,12 @@
 
 A member asks both in turn, in random order; the store has replicas, leases and reports. A line for each kind of request: medians in ms,
 their ratio, and the share of pairs in which the private store's answer took longer (one half, where there is nothing to learn). Exits 1
-when a ratio is off by more than a quarter, or a share by more than 0.15. Options: the number of pairs, 400 by default.
+when a ratio is off by more than a quarter, or a share by more than 0.15.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import random
@@ -20,6 +21,7 @@ from uuid import uuid4
 
 from broker.model import Role
 from tests.acceptance.test_private_stores import HIDDEN, Things, World, hide, things, world_on
+from tests.bench.options import at_least
 from tests.parts.broker import Api
 from tests.parts.postgres import Postgres
 
@@ -28,7 +30,9 @@ MOST_RATIO, MOST_SHARE = 1.25, 0.15
 
 
 def main() -> None:
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 400
+    parser = argparse.ArgumentParser(prog="python -m tests.storms private", description=__doc__)
+    parser.add_argument("pairs", type=at_least(2), nargs="?", default=400, help="pairs of each kind of request; 400 by default")
+    pairs = parser.parse_args().pairs
     with Postgres(None) as postgres, tempfile.TemporaryDirectory() as place:
         fine = asyncio.run(_measure(postgres.create(), Path(place), pairs))
     print("a private store and none take alike" if fine else "A PROMISE WAS BROKEN")

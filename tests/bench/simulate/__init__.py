@@ -6,4 +6,4 @@ from __future__ import annotations
 def main() -> None:
     from tests.bench.simulate.report import main as report
 
-    report()
+    report(prog_name="python -m tests.bench simulate")

@@ -26,11 +26,30 @@ from tests.bench.simulate.scene import Scene, load
 WORKLOADS = Path(__file__).parent / "workloads"
 
 
-@click.command()
-@click.option("--workload", "names", multiple=True, help="A workload by name, or a TOML file of yours. All by default.")
+def _workload(context: click.Context, parameter: click.Parameter, names: Sequence[str]) -> list[Path]:
+    """The files of the workloads, each read once, so that what is wrong is said before anything runs."""
+    known = sorted(WORKLOADS.glob("*.toml"))
+    paths = [Path(name) if name.endswith(".toml") else WORKLOADS / f"{name}.toml" for name in names] or known
+    for path, name in zip(paths, names, strict=False):
+        try:
+            load(path, 0)
+        except FileNotFoundError:
+            raise click.BadParameter(f"no workload {name}; there are {', '.join(one.stem for one in known)}, or a TOML file") from None
+        except KeyError as error:
+            raise click.BadParameter(f"{name} lacks {error}") from None
+        except (OSError, TypeError, ValueError) as error:
+            raise click.BadParameter(f"{name} is no workload: {error}") from None
+    return paths
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--workload", "paths", multiple=True, callback=_workload, metavar="NAME|FILE.toml",
+    help="A workload by name, or a TOML file of yours. All by default.",
+)  # fmt: skip
 @click.option("--policy", "policies", multiple=True, type=click.Choice(list(POLICIES)), help="All by default.")
-@click.option("--seeds", default=5, show_default=True, help="How often each is run; figures are means.")
-@click.option("--brokers", type=int, help="As many brokers, instead of what the workload says.")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="How often each is run; figures are means.")
+@click.option("--brokers", type=click.IntRange(1), help="As many brokers, instead of what the workload says.")
 @click.option(
     "--clients",
     "kinds",
@@ -39,12 +58,11 @@ WORKLOADS = Path(__file__).parent / "workloads"
     help="What every policy's clients do: one source until it fails, or help from several as `broker get` does. Both by default.",
 )
 @click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Directory for a PNG of each workload.")
-def main(names: Sequence[str], policies: Sequence[str], seeds: int, brokers: int | None, kinds: Sequence[str], plots: Path | None) -> None:
+def main(paths: Sequence[Path], policies: Sequence[str], seeds: int, brokers: int | None, kinds: Sequence[str], plots: Path | None) -> None:
     """Time to last byte under several policies, beside the least that any could reach (ratio = makespan / bound).
 
-    For example: python -m tests.bench simulate --workload slow_store --plots /tmp/plots
+    For example: python -m tests.bench simulate --workload slow_storm --plots /tmp/plots
     """
-    paths = [Path(name) if name.endswith(".toml") else WORKLOADS / f"{name}.toml" for name in names] or sorted(WORKLOADS.glob("*.toml"))
     clients = [Clients(kind) for kind in kinds] or list(Clients)
     policies = policies or list(POLICIES)
     jobs = [Job(path, seed, policy, kind, brokers) for path in paths for kind in clients for policy in policies for seed in range(seeds)]
