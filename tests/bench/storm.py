@@ -97,6 +97,7 @@ def main() -> None:
         sys.exit("python -m tests.bench storm needs root: it makes network namespaces")
     for program, package in (("ip", "iproute2"), ("tc", "iproute2"), ("curl", "curl")):
         find_program(program, f"apt-get install {package}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that the namespaces go, too
     least = lower_bound(options.machines, options.size * MEGABYTE, options.slow_at, options.dies_at)
     for run in range(options.runs):
         for case in options.case or CASES:
@@ -257,6 +258,7 @@ async def _command(here: Field, case: str, number: int, draw: random.Random) -> 
     if case == "curl":
         async with Broker(here.url, here.tokens[number]) as broker:
             ticket = await broker.download_ticket(image=here.image, only=[SLOW.name])  # the best store, as far as one can know
+            await broker.release(ticket.id)  # curl knows of no leases; the URL stays good
         return f"curl -sSf -o image '{ticket.sources[0].url}'"
     stores = [limit.name for limit in LIMITS]
     mine = number % len(SITES)
