@@ -4,6 +4,7 @@ Rules
 - A standby source is activated before it is used. When the broker cannot be reached it is used as it is: its URL is signed.
 - A URL about to expire is signed again; so is one that was refused, once.
 - When no source is left, a new ticket is asked for, avoiding those that failed; after that, with all of them again.
+- A store that is full has not failed: where all are, the download waits for room as patiently as it would have at its beginning.
 - While help is wanted and some source was lost, or had no room, a new ticket is asked for now and then: a long download outlives troubles.
 - Each source is reported once, at once when it fails. A broker that cannot be reached never stops a transfer.
 """
@@ -192,7 +193,7 @@ class Sources:
         corrupt = [seat.store for seat in self.seats if seat.state == "corrupt"]
         failed = [seat.store for seat in self.seats if seat.state in ("failed", "slow")] if self._rounds == 1 else []
         avoid = sorted({*corrupt, *failed, *self._wanted.avoid})
-        if await self._new_ticket(avoid):
+        if await self._new_ticket(avoid, patience=self._broker.patience):
             self._progress.note("every source has failed; got a new ticket")
         return self.left() > 0
 
@@ -206,24 +207,18 @@ class Sources:
         busy = [seat.store for seat in self.seats if seat.state in ("active", "corrupt")]
         return await self._new_ticket(sorted({*busy, *self._wanted.avoid})) and self.left() > 0
 
-    async def _new_ticket(self, avoid: Sequence[str]) -> bool:
+    async def _new_ticket(self, avoid: Sequence[str], *, patience: float = 0.0) -> bool:
+        """Whether there is a new ticket; `patience` is for how many seconds to stand in line where stores are full."""
         wanted = self._wanted
         self._asked_at, self._refused = time.monotonic(), False
+        asking = self._broker.download_ticket(
+            blob=wanted.blob, only=wanted.only, prefer=wanted.prefer, avoid=avoid[:32], site=wanted.site, parallel=1, count=4,
+            wait=None if patience else BROKER_SECONDS / 2,
+        )  # fmt: skip
         try:
-            ticket = await self._ask(
-                self._broker.download_ticket(
-                    blob=wanted.blob,
-                    only=wanted.only,
-                    prefer=wanted.prefer,
-                    avoid=avoid[:32],
-                    site=wanted.site,
-                    parallel=1,
-                    count=4,
-                    wait=BROKER_SECONDS / 2,
-                )
-            )
+            ticket = await self._ask(asking, patience + BROKER_SECONDS)
         except (BrokerError, ClientError) as error:
-            self._refused = isinstance(error, Busy)
+            self._refused = True
             self._progress.note(f"no new ticket: {error}")
             return False
         self._adopt(ticket)
@@ -280,9 +275,9 @@ class Sources:
         except (BrokerError, ClientError) as error:
             self._progress.note(f"{trouble}: {error}")
 
-    async def _ask(self, request: Awaitable[Value]) -> Value:
+    async def _ask(self, request: Awaitable[Value], seconds: float | None = None) -> Value:
         try:
-            async with asyncio.timeout(BROKER_SECONDS):
+            async with asyncio.timeout(BROKER_SECONDS if seconds is None else seconds):
                 return await request
         except TimeoutError:
             raise TransferFailed("the broker does not answer") from None

@@ -75,6 +75,7 @@ class FakeBroker:
     generation: int = 0
     ticket_state: str = "open"
     busy: int = 0
+    retry_after: int = 0
     down: bool = False
     url: str = ""
     tickets: list[UUID] = field(default_factory=list)
@@ -131,7 +132,7 @@ class FakeBroker:
         self.requests.append(body)
         if self.busy:
             self.busy -= 1
-            return self._problem("busy", 429, retry_after=0)
+            return self._problem("busy", 429, retry_after=self.retry_after)
         self.tickets.append(uuid4())
         for store in self.stores.values():
             store.state = "standby"

@@ -144,6 +144,25 @@ def test_late_sources_are_told_of_more_often(lasted: float, expected: float, due
     assert sources.word_due(lasted, expected) == pytest.approx(due)
 
 
+async def test_where_every_store_is_full_a_download_that_lost_its_source_waits_for_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "BROKER_SECONDS", 0.3)
+    failing = FakeStore("a", "status", status=500)
+    async with serving(_broker(failing)) as fake, Broker(fake.url, "token", patience=60) as broker:
+        report = broker.report
+
+        def then_full(*arguments: object, **more: object) -> object:
+            if failing.mode == "status":
+                failing.mode, fake.busy, fake.retry_after = "good", 5, 1
+            return report(*arguments, **more)  # type: ignore[arg-type]
+
+        broker.report = then_full  # type: ignore[method-assign,assignment]
+        await download(broker, Wanted(blob=fake.blob), tmp_path / "image")
+    assert (tmp_path / "image").read_bytes() == CONTENT
+    assert fake.busy == 0
+
+
 async def test_an_expired_url_is_signed_again(tmp_path: Path) -> None:
     async with serving(_broker(FakeStore("a", lives=-1))) as fake:
         await _get(fake, tmp_path / "image")
