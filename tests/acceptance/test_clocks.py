@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ async def place(database: str, session: aiohttp.ClientSession, tmp_path: Path) -
             storeside.start(tmp_path / "one", audience="one", signer=signer, keys=keys) as one,
             storeside.start(tmp_path / "free", audience="free", signer=signer, keys=keys) as free,
         ):
-            ok(await admin.post("/v1/stores", disk_store(one, "one", read_slots=1)), 201)
-            ok(await admin.post("/v1/stores", disk_store(free, "free")), 201)
+            for store in (disk_store(one, "one", read_slots=1), disk_store(free, "free")):
+                # While they were started nobody answered for their keys: this process was waiting for them.
+                await until(partial(registered, admin, store))
             made = await put(Api(ahead.url, session, ahead.token()), session, CONTENT, "one", "free")
             place = Place([ahead, behind], session, made["image"])
 
@@ -67,6 +69,12 @@ async def place(database: str, session: aiohttp.ClientSession, tmp_path: Path) -
 
             await until(known)
             yield place
+
+
+async def registered(admin: Api, store: dict[str, Any]) -> bool:
+    made = await admin.post("/v1/stores", store)
+    assert made.status in (201, 503), made.body
+    return made.status == 201
 
 
 async def tickets_tokens_and_uploads(place: Place) -> None:
