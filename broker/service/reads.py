@@ -3,6 +3,7 @@
 Rules
 - A URL for reading that holds nothing of its own (`stores.base.SignsAlike`) is kept for everyone; so is a transfer token
   where policy lets many share it. Both end on a step of the clock, so that those who ask at about the same time get the same.
+- A URL that tells a file name is made for who asked for that name, and never kept.
 - What is kept goes when the store, its credential or the keys change.
 """
 
@@ -56,20 +57,22 @@ class Reads:
         self._stretches.clear()
         self._count = 0
 
-    def sign(self, store: str, key: str, until: Until) -> str:
+    def sign(self, store: str, key: str, until: Until, filename: str | None = None) -> str:
         """What reads `key` of a store: the members of a JSON object that shows a handle. Raises `errors.StoreUnavailable`, also when
-        the handle would have ended already."""
+        the handle would have ended already. `filename` as of `stores.base.Store.sign_get`."""
         reader = self._readers.get(store)
         if reader is None:
             reader = self._readers[store] = _Reader(self._driver(store))
         now, at, ends_at, tokens_at = until
         by = 0
         if reader.alike is not None:
+            if filename is not None:
+                return self._sign(reader.driver, key, at, now, filename)[0]
             by = reader.alike.reads_by
         elif tokens_at is not None and reader.has_tokens:
             ends_at = tokens_at
         else:
-            return self._sign(reader.driver, key, at, now)[0]
+            return self._sign(reader.driver, key, at, now, filename)[0]
         if ends_at <= now:
             return self._sign(reader.driver, key, at, now)[0]
         stretch = reader.stretches.get((ends_at, by))
@@ -110,9 +113,9 @@ class Reads:
             self._count = 0
             stretch.clear()
 
-    def _sign(self, driver: Driver, key: str, expires_at: float, now: float) -> tuple[str, float]:
+    def _sign(self, driver: Driver, key: str, expires_at: float, now: float, filename: str | None = None) -> tuple[str, float]:
         began = perf_counter()
-        handle = driver.sign_get(key, expires_at, now)
+        handle = driver.sign_get(key, expires_at, now, filename)
         self._signing_seconds.observe(perf_counter() - began, driver.kind)
         if handle.expires_at <= now:
             raise errors.StoreUnavailable("The store's credential has ended.")

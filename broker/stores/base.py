@@ -63,8 +63,11 @@ class Store(Protocol):
     """What a client must be able to open, for instance ``("https", "http")``."""
     limits: Limits
 
-    def sign_get(self, key: str, expires_at: float, now: float) -> Handle:
-        """A handle that reads `key` until `expires_at` (bounded by the store's longest validity and the credential's end)."""
+    def sign_get(self, key: str, expires_at: float, now: float, filename: str | None = None) -> Handle:
+        """A handle that reads `key` until `expires_at` (bounded by the store's longest validity and the credential's end).
+
+        With a `filename` the store tells it to who reads (RFC 6266, ``attachment``), where its URLs can say so; else it is left out.
+        """
         ...
 
     def sign_put(self, write: Write, now: float) -> Handle:
@@ -113,7 +116,8 @@ class Store(Protocol):
 
 @runtime_checkable
 class SignsAlike(Protocol):
-    """A store whose URLs for reading hold nothing of their own: same key, same end, same URL, so that one can be kept for many."""
+    """A store whose URLs for reading hold nothing of their own: same key, same end, same file name, same URL, so that one can be kept
+    for many."""
 
     @property
     def reads_by(self) -> int:

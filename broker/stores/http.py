@@ -89,7 +89,8 @@ class HttpStore:
 
     # --- signing ---
 
-    def sign_get(self, key: str, expires_at: float, now: float) -> Handle:
+    def sign_get(self, key: str, expires_at: float, now: float, filename: str | None = None) -> Handle:
+        """As the Protocol says. The file name is left out: verifiers refuse a claim that they do not know, and a query beside the token."""
         return self._sign("GET", key, expires_at, now)
 
     def sign_put(self, write: Write, now: float) -> Handle:

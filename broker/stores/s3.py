@@ -10,7 +10,7 @@ Rules:
   knows of none.
 * Parts bind MD5 rather than SHA-256: every store checks Content-MD5, while a SHA-256 needs an algorithm declared when the
   upload begins, and then in every part (Amazon S3 user guide, "Checking object integrity").
-* A GET asks for ``application/octet-stream``, which Glance's clients insist on.
+* A GET asks for ``application/octet-stream``, which Glance's clients insist on, and for the file's name where one was asked for.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import aiohttp
 from broker import model
 from broker.errors import Conflict, Gone, Invalid, NotFound, NotUploaded, StoreUnavailable
 from broker.model import NO_HEADERS, Abilities, Digests, Handle, Observation, PartSeen
+from broker.sign.disposition import attachment
 from broker.sign.record import pieces
 from broker.sign.sigv4 import MAX_EXPIRES_SECONDS, Presigner, S3Credential, S3Signer
 from broker.stores import s3_documents as documents
@@ -89,8 +90,12 @@ class S3Store:
 
     reads_by: ClassVar[int] = 0
 
-    def sign_get(self, key: str, expires_at: float, now: float) -> Handle:
-        return self._sign(self._reads, key, expires_at, now, NO_HEADERS)
+    def sign_get(self, key: str, expires_at: float, now: float, filename: str | None = None) -> Handle:
+        reads = self._reads
+        if filename is not None:
+            asked = {"response-content-disposition": attachment(filename), "response-content-type": _CONTENT_TYPE}
+            reads = self._for_clients.presigner("GET", asked)
+        return self._sign(reads, key, expires_at, now, NO_HEADERS)
 
     def sign_put(self, write: Write, now: float) -> Handle:
         headers = {"Content-Type": _CONTENT_TYPE, **_metadata_headers(write.metadata), **self._binding(write.size, write.digests)}

@@ -90,8 +90,9 @@ class SwiftStore:
     def reads_by(self) -> int:
         return self._keys.all.index(self._keys.signing)
 
-    def sign_get(self, key: str, expires_at: float, now: float) -> Handle:
-        return self._sign("GET", self._container, self._prefix + key, expires_at, NO_HEADERS)
+    def sign_get(self, key: str, expires_at: float, now: float, filename: str | None = None) -> Handle:
+        """As the Protocol says. TempURL does not sign the file name: who holds the URL can change it, for himself."""
+        return self._sign("GET", self._container, self._prefix + key, expires_at, NO_HEADERS, filename)
 
     def sign_put(self, write: Write, now: float) -> Handle:
         headers = {"Content-Type": _CONTENT_TYPE}
@@ -101,9 +102,11 @@ class SwiftStore:
     def sign_part(self, key: str, upload: str, part: PartWrite, now: float) -> Handle:
         return self._sign("PUT", self._segments, f"{_staging(upload)}{part.number:08d}", part.expires_at, _checked(part.digests))
 
-    def _sign(self, method: str, container: str, name: str, expires_at: float, headers: Mapping[str, str]) -> Handle:
+    def _sign(
+        self, method: str, container: str, name: str, expires_at: float, headers: Mapping[str, str], filename: str | None = None
+    ) -> Handle:
         path = f"/v1/{self._account}/{container}/{name}"
-        url = temp_url(method, self._endpoint, path, self._keys.signing, expires_at, digest=self._digest)
+        url = temp_url(method, self._endpoint, path, self._keys.signing, expires_at, digest=self._digest, filename=filename)
         return Handle(method, url, headers, float(int(expires_at)))
 
     # --- looking, sealing, deleting ---

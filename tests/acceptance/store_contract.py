@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import aiohttp
 import pytest
+from aiohttp.multipart import parse_content_disposition
 from yarl import URL
 
 from broker.errors import Gone, NotUploaded
@@ -103,6 +104,24 @@ async def check_octet_stream(session: aiohttp.ClientSession, store: Store) -> No
     handle = store.sign_get(key, now + LIFE_SECONDS, now)
     async with session.get(URL(handle.url, encoded=True), headers=handle.headers) as response:
         assert response.headers["Content-Type"] == "application/octet-stream"
+    await store.delete(key)
+
+
+NAMES = ("debian 12.qcow2", 'a"; filename=b.html', "образ\r\nSet-Cookie: a=b.img")
+
+
+async def check_filename(session: aiohttp.ClientSession, store: Store) -> None:
+    """The store tells the name that its URL was signed with, as a client reads it, and no field more."""
+    key, now = fresh_key("named"), time.time()
+    status, _ = await send(session, store.sign_put(Write(key, now + LIFE_SECONDS, 4), now), b"text")
+    assert 200 <= status < 300
+    for name in NAMES:
+        handle = store.sign_get(key, now + LIFE_SECONDS, now, name)
+        async with session.get(URL(handle.url, encoded=True), headers=handle.headers) as response:
+            assert response.status == 200 and "Set-Cookie" not in response.headers
+            assert response.headers["Content-Type"] == "application/octet-stream"
+            kind, parameters = parse_content_disposition(response.headers["Content-Disposition"])
+            assert kind == "attachment" and parameters.get("filename*", parameters["filename"]) == name
     await store.delete(key)
 
 

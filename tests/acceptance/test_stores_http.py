@@ -28,6 +28,8 @@ def store(storeside_part: StoresidePart, http_session: aiohttp.ClientSession) ->
 async def test_single_upload(store: HttpStore, http_session: aiohttp.ClientSession) -> None:
     await contract.check_single(http_session, store, ["sha256", "md5"])
     await contract.check_octet_stream(http_session, store)
+    now = time.time()
+    assert URL(store.sign_get("k", now + 60, now, "name").url).query.keys() == {"token"}  # verifiers refuse anything else
 
 
 async def test_strange_prefix(storeside_part: StoresidePart, http_session: aiohttp.ClientSession) -> None:

@@ -57,6 +57,10 @@ async def test_type_is_octet_stream(kind: str, request: pytest.FixtureRequest, h
     await contract.check_octet_stream(http_session, request.getfixturevalue(kind))
 
 
+async def test_a_file_name_is_told(strong: S3Store, http_session: aiohttp.ClientSession) -> None:
+    await contract.check_filename(http_session, strong)
+
+
 @pytest.mark.parametrize("kind", ["strong", "weak"])
 async def test_multipart(kind: str, request: pytest.FixtureRequest, http_session: aiohttp.ClientSession) -> None:
     store = request.getfixturevalue(kind)

@@ -32,6 +32,7 @@ async def own_listing(store: SwiftStore, swift: SwiftPart, container: str, prefi
 async def test_single_upload(store: SwiftStore, http_session: aiohttp.ClientSession) -> None:
     await contract.check_single(http_session, store, ["md5"])
     await contract.check_octet_stream(http_session, store)
+    await contract.check_filename(http_session, store)
     await contract.check_missing(store)
 
 

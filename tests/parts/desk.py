@@ -70,8 +70,8 @@ class FakeStore:
         if name in self.broken:
             raise errors.StoreUnavailable("the store is down")
 
-    def sign_get(self, key: str, expires_at: float, now: float) -> Handle:
-        return Handle("GET", f"http://fake/{key}", {}, expires_at)
+    def sign_get(self, key: str, expires_at: float, now: float, filename: str | None = None) -> Handle:
+        return Handle("GET", f"http://fake/{key}" + ("" if filename is None else f"?{filename}"), {}, expires_at)
 
     def sign_put(self, write: Write, now: float) -> Handle:
         return Handle("PUT", f"http://fake/{write.key}", {}, write.expires_at)

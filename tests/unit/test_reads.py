@@ -26,10 +26,11 @@ class Tokens:
     def __init__(self) -> None:
         self.signed = itertools.count()
 
-    def sign_get(self, key: str, expires_at: float, now: float) -> Handle:
+    def sign_get(self, key: str, expires_at: float, now: float, filename: str | None = None) -> Handle:
         if expires_at <= now:
             raise errors.StoreUnavailable("too late")
-        return Handle("GET", f"http://s/{key}?{next(self.signed)}", {}, float(int(expires_at)))
+        name = "" if filename is None else f"&{filename}"
+        return Handle("GET", f"http://s/{key}?{next(self.signed)}{name}", {}, float(int(expires_at)))
 
 
 class Alike(Tokens):
@@ -65,6 +66,15 @@ def test_a_url_is_forgotten_with_what_it_was_signed_with() -> None:
     second = url(kept.sign("a", "k", until(NOW + 600, NOW, 0)))
     kept.forget()
     assert len({first, second, url(kept.sign("a", "k", until(NOW + 600, NOW, 0)))}) == 3
+
+
+def test_a_file_name_is_told_to_who_asked_for_it_and_to_nobody_else() -> None:
+    kept = reads(Alike())
+    ends = until(NOW + 600, NOW, 0)
+    plain = url(kept.sign("a", "k", ends))
+    named = [url(kept.sign("a", "k", ends, name)) for name in ("one", "other", "one")]
+    assert [each.partition("&")[2] for each in named] == ["one", "other", "one"]
+    assert url(kept.sign("a", "k", ends)) == plain and "&" not in plain
 
 
 def test_tokens_are_shared_only_where_policy_says_so() -> None:

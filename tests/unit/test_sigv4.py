@@ -23,7 +23,20 @@ EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
 texts = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12)
 keys = st.one_of(st.text("ab/.+% ~é*'();:@&=$,?#[]", max_size=20), texts).map(lambda key: key.removeprefix("/") or "k")
 query_names = st.one_of(
-    st.sampled_from(["response-content-type", "uploadId", "partNumber", "X-Amz", "W", "Z", "a-b", "a", "x-amz-checksum-mode"]),
+    st.sampled_from(
+        [
+            "response-content-type",
+            "response-content-disposition",
+            "uploadId",
+            "partNumber",
+            "X-Amz",
+            "W",
+            "Z",
+            "a-b",
+            "a",
+            "x-amz-checksum-mode",
+        ]
+    ),
     texts.filter(lambda name: name != "" and not name.startswith("X-Amz-")),
 )
 queries = st.dictionaries(query_names, texts, max_size=4)
