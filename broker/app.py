@@ -44,7 +44,7 @@ from broker.stores import base, exchange, probe, reach, registry
 from broker.web import connections
 from broker.web.auth import Authenticator
 from broker.web.client import ClientFinder
-from broker.web.handlers import HANDLERS
+from broker.web.dialects import DIALECTS
 from broker.web.keystone import Keystone
 from broker.web.keystone_tokens import KeystoneTokens
 from broker.web.listeners import STOP_SECONDS, listening
@@ -97,7 +97,7 @@ async def running(
     """
     policy = build_policy(settings.policy)
     opened = opened or Opened()
-    router = Router(HANDLERS) if api else None
+    router = Router(DIALECTS) if api else None
     certificate = None
     if api and settings.http.tls_certificate is not None and settings.http.tls_key is not None:
         certificate = Certificate(settings.http.tls_certificate, settings.http.tls_key)

@@ -89,19 +89,31 @@ class Exposure(StrEnum):
 
 
 class Visibility(StrEnum):
-    """Who may read an image: its project, everyone who asks by id (``community``), or everyone and in every list (``public``)."""
+    """Who may read an image: its project, that and its members (``shared``), everyone who asks by id (``community``), or everyone and
+    in every list (``public``)."""
 
     PRIVATE = "private"
+    SHARED = "shared"
     COMMUNITY = "community"
     PUBLIC = "public"
 
 
 class ImageStatus(StrEnum):
-    """``queued`` until a blob of it is active; ``deactivated`` images give no ticket to others than administrators."""
+    """``queued`` until a blob of it is active; then ``pending`` while it waits for approval. ``pending`` and ``deactivated`` images give no
+    ticket to others than administrators (M16)."""
 
     QUEUED = "queued"
+    PENDING = "pending"
     ACTIVE = "active"
     DEACTIVATED = "deactivated"
+
+
+class Vetting(StrEnum):
+    """What was decided of an image that needs approval."""
+
+    PENDING = "pending"
+    APPROVED = "approved"
+    REJECTED = "rejected"
 
 
 class BlobState(StrEnum):
@@ -325,7 +337,12 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What people name. `blobs` maps a disk format to the blob that holds it (M19)."""
+    """What people name. `blobs` maps a disk format to the blob that holds it (M19).
+
+    `name` may be empty. `subject` made it. `disk_format` and `container_format` were declared, before there were bytes. `min_disk` is in
+    GiB, `min_ram` in MiB. A `protected` image cannot be deleted, a `hidden` one is listed only when asked for. `vetting` is ``None`` for
+    an image that needs no approval.
+    """
 
     id: UUID
     name: str
@@ -334,9 +351,18 @@ class Image:
     status: ImageStatus
     properties: Mapping[str, str]
     blobs: Mapping[str, UUID]
-    created_at: float
-    updated_at: float
+    created_at: float = 0.0
+    updated_at: float = 0.0
     version: int = 1
+    subject: str = ""
+    tags: tuple[str, ...] = ()
+    protected: bool = False
+    hidden: bool = False
+    min_disk: int = 0
+    min_ram: int = 0
+    disk_format: str | None = None
+    container_format: str | None = None
+    vetting: Vetting | None = None
 
 
 @dataclass(frozen=True, slots=True)

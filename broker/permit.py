@@ -12,6 +12,12 @@ from uuid import UUID
 
 from broker.model import Exposure, ImageStatus, Principal, Replica, Role, Store, Visibility
 
+FOR_ALL = (Visibility.COMMUNITY, Visibility.PUBLIC)
+"""What every principal may see by its id."""
+
+WITHHELD = (ImageStatus.DEACTIVATED, ImageStatus.PENDING)
+"""Of such images only administrators get bytes (M16)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageAccess:
@@ -31,7 +37,7 @@ def may_see_store(principal: Principal, store: Store) -> bool:
 
 def may_see_image(principal: Principal, project: str, visibility: Visibility) -> bool:
     """Its project, administrators and services see an image; everyone sees a public or community one (by id)."""
-    return project == principal.project or visibility is not Visibility.PRIVATE or principal.sees_private_stores
+    return project == principal.project or visibility in FOR_ALL or principal.sees_private_stores
 
 
 def lists_image(principal: Principal, project: str, visibility: Visibility) -> bool:
@@ -40,8 +46,8 @@ def lists_image(principal: Principal, project: str, visibility: Visibility) -> b
 
 
 def may_read_image(principal: Principal, image: ImageAccess) -> bool:
-    """Whether a ticket for its bytes may be given: visible, and not deactivated unless an administrator asks (M16)."""
-    if image.status is ImageStatus.DEACTIVATED and principal.role is not Role.ADMIN:
+    """Whether a ticket for its bytes may be given: visible, and neither deactivated nor unapproved unless an administrator asks (M16)."""
+    if image.status in WITHHELD and principal.role is not Role.ADMIN:
         return False
     return may_see_image(principal, image.project, image.visibility)
 
@@ -53,7 +59,7 @@ def may_read_blob(principal: Principal, images: Iterable[ImageAccess]) -> bool:
 
 def anyone_may_read(images: Iterable[tuple[str, str]]) -> bool:
     """Whether `may_read_blob` holds for every principal; of each image visibility and status."""
-    return any(visibility != Visibility.PRIVATE and status != ImageStatus.DEACTIVATED for visibility, status in images)
+    return any(visibility in FOR_ALL and status not in WITHHELD for visibility, status in images)
 
 
 def may_change_image(principal: Principal, project: str) -> bool:

@@ -1,13 +1,13 @@
 """Images: names for blobs, one blob per disk format.
 
 Rules
-- An image is ``active`` as soon as one of its blobs is, unless an administrator deactivated it.
+- An image is ``active`` as soon as one of its blobs is, unless an administrator deactivated it or it waits for approval.
 - A change counts only on top of the version that it was decided on; ``None`` stands for whichever is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -15,29 +15,51 @@ import asyncpg
 
 from broker import errors
 from broker.catalog.connect import reachable
-from broker.model import Image, ImageStatus, Visibility
+from broker.model import Image, ImageStatus, Vetting, Visibility
 
 _SELECT = """
-SELECT i.id, i.name, i.project, i.visibility, i.status, i.properties, extract(epoch FROM i.created_at)::float8 AS created_at,
+SELECT i.id, i.name, i.project, i.subject, i.visibility, i.shared, i.status, i.vetting, i.properties, i.tags, i.protected, i.hidden,
+       i.min_disk, i.min_ram, i.disk_format, i.container_format, extract(epoch FROM i.created_at)::float8 AS created_at,
        extract(epoch FROM i.updated_at)::float8 AS updated_at, i.version,
        coalesce((SELECT jsonb_object_agg(ib.format, ib.blob_id) FROM image_blobs ib WHERE ib.image_id = i.id), '{}') AS blobs
 FROM images i
 """
 
+_VISIBILITY = "CASE WHEN i.shared AND i.visibility = 'private' THEN 'shared' ELSE i.visibility END"
+_STATUS = "CASE WHEN i.status = 'deactivated' AND i.vetting IN ('pending', 'rejected') THEN 'pending' ELSE i.status END"
+"""As the model has them; how they are stored is told in schemas/sql/0004_dialects.sql."""
+
 
 def _image(row: Any) -> Image:
+    vetting = None if row["vetting"] is None else Vetting(row["vetting"])
+    shared = row["shared"] and row["visibility"] == Visibility.PRIVATE
+    withheld = row["status"] == ImageStatus.DEACTIVATED and vetting in (Vetting.PENDING, Vetting.REJECTED)
     return Image(
         id=row["id"],
         name=row["name"],
         project=row["project"],
-        visibility=Visibility(row["visibility"]),
-        status=ImageStatus(row["status"]),
+        visibility=Visibility.SHARED if shared else Visibility(row["visibility"]),
+        status=ImageStatus.PENDING if withheld else ImageStatus(row["status"]),
         properties=row["properties"],
         blobs={format: UUID(blob) for format, blob in row["blobs"].items()},
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         version=row["version"],
+        subject=row["subject"],
+        tags=tuple(row["tags"]),
+        protected=row["protected"],
+        hidden=row["hidden"],
+        min_disk=row["min_disk"],
+        min_ram=row["min_ram"],
+        disk_format=row["disk_format"],
+        container_format=row["container_format"],
+        vetting=vetting,
     )
+
+
+def _stored(visibility: Visibility) -> tuple[str, bool]:
+    """The columns ``visibility`` and ``shared``."""
+    return (Visibility.PRIVATE.value, True) if visibility is Visibility.SHARED else (visibility.value, False)
 
 
 async def get(db: Any, id: UUID) -> Image | None:
@@ -45,6 +67,12 @@ async def get(db: Any, id: UUID) -> Image | None:
     with reachable():
         row = await db.fetchrow(_SELECT + "WHERE i.id = $1", id)
     return None if row is None else _image(row)
+
+
+async def get_many(connection: Any, ids: Sequence[UUID | str]) -> list[Image | None]:
+    """These images, in order; ``None`` for each that does not exist."""
+    found = {str(row["id"]): _image(row) for row in await connection.fetch(_SELECT + "WHERE i.id = ANY ($1::uuid[])", list(set(ids)))}
+    return [found.get(str(id)) for id in ids]
 
 
 async def page(
@@ -66,8 +94,9 @@ async def page(
     with reachable():
         rows = await db.fetch(
             _SELECT
-            + """WHERE ($1::text IS NULL OR i.project = $1 OR i.visibility = 'public') AND ($2::uuid IS NULL OR i.id > $2)
-                 AND ($3::text IS NULL OR i.name = $3) AND ($4::text IS NULL OR i.visibility = $4) AND ($5::text IS NULL OR i.status = $5)
+            + f"""WHERE ($1::text IS NULL OR i.project = $1 OR i.visibility = 'public') AND ($2::uuid IS NULL OR i.id > $2)
+                 AND ($3::text IS NULL OR i.name = $3) AND ($4::text IS NULL OR {_VISIBILITY} = $4)
+                 AND ($5::text IS NULL OR {_STATUS} = $5)
                  AND ($6::text IS NULL OR i.project = $6)
                  AND ($7::text IS NULL OR EXISTS (SELECT FROM image_blobs ib WHERE ib.image_id = i.id AND ib.format = $7))
                  ORDER BY i.id LIMIT $8""",
@@ -76,33 +105,31 @@ async def page(
     return [_image(row) for row in rows]
 
 
-async def insert(
-    connection: Any,
-    id: UUID,
-    *,
-    name: str,
-    project: str,
-    subject: str,
-    visibility: Visibility,
-    properties: Mapping[str, str],
-    blobs: Mapping[str, UUID],
-) -> Image:
-    """Name an image. Call it in a transaction that locked the blobs. Raises `Conflict` when the id is taken."""
+async def insert(connection: Any, image: Image) -> Image:
+    """Name an image. Call it in a transaction that locked the blobs. Its status, version and instants are the database's to tell.
+
+    Raises `Conflict` when the id is taken.
+    """
+    visibility, shared = _stored(image.visibility)
     with reachable():
         inserted = await connection.fetchval(
-            """INSERT INTO images (id, name, project, subject, visibility, properties, status)
-               VALUES ($1, $2, $3, $4, $5, $6, CASE WHEN EXISTS (SELECT FROM blobs WHERE id = ANY ($7::uuid[]) AND state = 'active')
-                                               THEN 'active' ELSE 'queued' END)
+            """INSERT INTO images (id, name, project, subject, visibility, shared, properties, tags, protected, hidden, min_disk, min_ram,
+                                   disk_format, container_format, vetting, status)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,
+                       CASE WHEN EXISTS (SELECT FROM blobs WHERE id = ANY ($16::uuid[]) AND state = 'active')
+                       THEN 'active' ELSE 'queued' END)
                ON CONFLICT DO NOTHING RETURNING true""",
-            id, name, project, subject, visibility.value, dict(properties), list(blobs.values()),
+            image.id, image.name, image.project, image.subject, visibility, shared, dict(image.properties), list(image.tags),
+            image.protected, image.hidden, image.min_disk, image.min_ram, image.disk_format, image.container_format,
+            image.vetting and image.vetting.value, list(image.blobs.values()),
         )  # fmt: skip
         if not inserted:
             raise errors.Conflict("This image id is taken.", field="id", expected="an id that no image has, or none")
         await connection.executemany(
             "INSERT INTO image_blobs (image_id, format, blob_id) VALUES ($1, $2, $3)",
-            [(id, format, blob) for format, blob in blobs.items()],
+            [(image.id, format, blob) for format, blob in image.blobs.items()],
         )
-        return _image(await connection.fetchrow(_SELECT + "WHERE i.id = $1", id))
+        return _image(await connection.fetchrow(_SELECT + "WHERE i.id = $1", image.id))
 
 
 async def attach(connection: Any, id: UUID, format: str, blob: UUID) -> None:
@@ -125,39 +152,35 @@ async def attach(connection: Any, id: UUID, format: str, blob: UUID) -> None:
         raise errors.NotFound("No such image.") from None
 
 
-async def created_by(db: Any, id: UUID) -> str | None:
-    """The subject that made an image."""
-    with reachable():
-        subject: str | None = await db.fetchval("SELECT subject FROM images WHERE id = $1", id)
-    return subject
-
-
-async def update(
-    db: Any, id: UUID, version: int | None, *, name: str, visibility: Visibility, deactivated: bool, properties: Mapping[str, str]
-) -> Image:
-    """Write what may change of an image; whether it is ``queued`` or ``active`` follows from its blobs.
+async def update(db: Any, image: Image, version: int | None, *, deactivated: bool) -> Image:
+    """Write what may change of an image: all but id, project, subject and blobs. Whether it is ``queued``, ``pending`` or ``active``
+    follows from its blobs and its vetting.
 
     Raises `PreconditionFailed` when it is no longer at `version`, and `NotFound`.
     """
+    visibility, shared = _stored(image.visibility)
     with reachable():
         # Who may read a blob follows from its images: the second update tells whoever keeps the blobs in memory.
         updated = await db.fetchval(
             """WITH changed AS (
-                   UPDATE images i SET name = $3, visibility = $4, properties = $5, version = version + 1, updated_at = now(),
-                          status = CASE WHEN $6 THEN 'deactivated'
+                   UPDATE images i SET name = $3, visibility = $4, shared = $5, properties = $6, tags = $7, protected = $8, hidden = $9,
+                          min_disk = $10, min_ram = $11, disk_format = $12, container_format = $13, vetting = $14,
+                          version = version + 1, updated_at = now(),
+                          status = CASE WHEN $15 THEN 'deactivated'
                                         WHEN EXISTS (SELECT FROM image_blobs ib JOIN blobs b ON b.id = ib.blob_id
                                                      WHERE ib.image_id = i.id AND b.state = 'active') THEN 'active' ELSE 'queued' END
                    WHERE id = $1 AND ($2::int IS NULL OR version = $2) RETURNING id
                ), told AS (UPDATE image_blobs SET format = format WHERE image_id IN (SELECT id FROM changed))
                SELECT id FROM changed""",
-            id, version, name, visibility.value, dict(properties), deactivated,
+            image.id, version, image.name, visibility, shared, dict(image.properties), list(image.tags), image.protected, image.hidden,
+            image.min_disk, image.min_ram, image.disk_format, image.container_format, image.vetting and image.vetting.value, deactivated,
         )  # fmt: skip
     if not updated:
-        raise await _why_not(db, id)
-    image = await get(db, id)
-    if image is None:
+        raise await _why_not(db, image.id)
+    found = await get(db, image.id)
+    if found is None:
         raise errors.NotFound("No such image.")
-    return image
+    return found
 
 
 async def delete(connection: Any, id: UUID, version: int | None) -> None:

@@ -1,4 +1,4 @@
-"""What a decision needs to know of a blob or an image, read for many at once.
+"""What a decision needs to know of a blob, read for many at once.
 
 Piece digests are left out: they may be megabytes, and no ticket shows them.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from broker.model import Blob, BlobState, Image, ImageStatus, Purpose, Replica, ReplicaState, Visibility
+from broker.model import Blob, BlobState, ImageStatus, Purpose, Replica, ReplicaState, Visibility
 from broker.permit import ImageAccess
 
 
@@ -33,13 +33,6 @@ WHERE b.id = ANY ($1::uuid[]) ORDER BY b.id, r.id
 _ACCESS = """
 SELECT ib.blob_id, i.id, i.project, i.visibility, i.status, ib.format
 FROM image_blobs ib JOIN images i ON i.id = ib.image_id WHERE ib.blob_id = ANY ($1::uuid[])
-"""
-
-_IMAGES = """
-SELECT i.id, i.name, i.project, i.visibility, i.status, i.properties, extract(epoch FROM i.created_at)::float8,
-       extract(epoch FROM i.updated_at)::float8, i.version,
-       coalesce((SELECT jsonb_object_agg(ib.format, ib.blob_id) FROM image_blobs ib WHERE ib.image_id = i.id), '{}')
-FROM images i WHERE i.id = ANY ($1::uuid[])
 """
 
 
@@ -78,22 +71,3 @@ def _replica(row: Any) -> Replica:
         observed_at=row[13],
         version=row[14],
     )
-
-
-async def images(connection: Any, ids: Sequence[UUID | str]) -> list[Image | None]:
-    """These images, in order; ``None`` for each that does not exist."""
-    found: dict[str, Image] = {}
-    for row in await connection.fetch(_IMAGES, list(set(ids))):
-        found[str(row[0])] = Image(
-            id=row[0],
-            name=row[1],
-            project=row[2],
-            visibility=Visibility(row[3]),
-            status=ImageStatus(row[4]),
-            properties=row[5],
-            blobs={format: UUID(blob) for format, blob in row[9].items()},
-            created_at=row[6],
-            updated_at=row[7],
-            version=row[8],
-        )
-    return [found.get(str(id)) for id in ids]

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from broker import accept, errors, rank
-from broker.catalog import views
+from broker.catalog import images, views
 from broker.catalog.connect import reachable
 from broker.catalog.tickets import TicketRecord
 from broker.catalog.views import BlobView
@@ -64,7 +64,7 @@ async def _blob_named(context: Context, client: Client, request: Mapping[str, An
             raise errors.NotFound("No such blob.")
         return {"view": view}
     with reachable():
-        (found,) = await views.images(context.db, [request["image"]])
+        (found,) = await images.get_many(context.db, [request["image"]])
     image = negotiate.readable_image(client, found)
     format = negotiate.choose_format(image, request.get("formats"))
     view = await _view(context, image.blobs[format])

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import asyncpg
 
 from broker import errors
-from broker.catalog import compact, views
+from broker.catalog import compact, images
 from broker.catalog.coalesce import Coalescer
 from broker.catalog.compact import CompactBlob
 from broker.metrics import Metrics
@@ -80,7 +80,7 @@ class Hot:
         self._held = 0
         self._under_way: list[set[str]] = []  # for each look-up, what has changed since it began
         self._cold_blobs: Coalescer[str, CompactBlob | None] = Coalescer(pool, compact.blobs, "blobs", metrics)
-        self._cold_images: Coalescer[str, Image | None] = Coalescer(pool, views.images, "images", metrics)
+        self._cold_images: Coalescer[str, Image | None] = Coalescer(pool, images.get_many, "images", metrics)
 
     async def close(self) -> None:
         """Give the connections back."""

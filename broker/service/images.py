@@ -11,6 +11,7 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -60,24 +61,23 @@ async def create_image(context: Context, client: Client, request: Mapping[str, A
         raise errors.Forbidden("Only administrators make images public.", field="visibility", expected="private or community")
     id = UUID(request["id"]) if "id" in request else claim.id
     formats = {format: UUID(blob) for format, blob in request.get("blobs", {}).items()}
+    wanted = Image(
+        id=id,
+        name=request["name"],
+        project=principal.project,
+        subject=principal.subject,
+        visibility=visibility,
+        status=ImageStatus.QUEUED,
+        properties=request.get("properties", {}),
+        blobs=formats,
+    )
     try:
         async with transaction(context.db) as connection:
             await _require_readable(connection, client, formats)
-            image = await images.insert(
-                connection,
-                id,
-                name=request["name"],
-                project=principal.project,
-                subject=principal.subject,
-                visibility=visibility,
-                properties=request.get("properties", {}),
-                blobs=formats,
-            )
+            image = await images.insert(connection, wanted)
     except errors.Conflict:
         known = await images.get(context.db, id) if claim.repeated else None
-        if known is None or (known.project, known.name) != (principal.project, request["name"]):
-            raise
-        if await images.created_by(context.db, id) != principal.subject:
+        if known is None or (known.project, known.subject, known.name) != (wanted.project, wanted.subject, wanted.name):
             raise
         return await _shown(context, known)
     _forget(context, id, formats.values())
@@ -101,15 +101,8 @@ async def change_image(context: Context, client: Client, id: UUID, version: int 
     properties = {name: value for name, value in {**image.properties, **request.get("properties", {})}.items() if value is not None}
     if len(properties) > MAX_PROPERTIES:
         raise errors.Invalid("Too many properties.", field="properties", expected=f"at most {MAX_PROPERTIES} in all")
-    image = await images.update(
-        context.db,
-        id,
-        image.version,
-        name=request.get("name", image.name),
-        visibility=visibility,
-        deactivated=_deactivated(client, image, request),
-        properties=properties,
-    )
+    changed = replace(image, name=request.get("name", image.name), visibility=visibility, properties=properties)
+    image = await images.update(context.db, changed, image.version, deactivated=_deactivated(client, image, request))
     _forget(context, id, image.blobs.values())
     return await _shown(context, image)
 

@@ -17,7 +17,7 @@ from uuid import UUID
 from broker import errors, permit
 from broker.catalog import blobs, images, uploads, views
 from broker.catalog.connect import reachable
-from broker.model import Blob, BlobState, Client, Digests, Principal, Purpose, ReplicaState, Visibility, new_id
+from broker.model import Blob, BlobState, Client, Digests, Image, ImageStatus, Principal, Purpose, ReplicaState, Visibility, new_id
 from broker.service.context import Context
 from broker.verify import Declaration, Problem, declaration_problems
 
@@ -84,7 +84,7 @@ async def _format_of(
 ) -> Target:
     """A format of an existing image."""
     with reachable():
-        (image,) = await views.images(context.db, [image_id])
+        (image,) = await images.get_many(context.db, [image_id])
     if image is None or not permit.may_see_image(principal, image.project, image.visibility):
         raise errors.NotFound("No such image.")
     if not permit.may_change_image(principal, image.project):
@@ -136,16 +136,17 @@ async def write(connection: Any, client: Client, target: Target) -> None:
     if target.image_id is None or target.format is None:
         return
     if image is not None:
-        await images.insert(
-            connection,
-            target.image_id,
+        made = Image(
+            id=target.image_id,
             name=image.name,
             project=principal.project,
             subject=principal.subject,
             visibility=image.visibility,
+            status=ImageStatus.QUEUED,
             properties=image.properties,
             blobs={target.format: target.blob_id},
         )
+        await images.insert(connection, made)
     elif target.links:
         await images.attach(connection, target.image_id, target.format, target.blob_id)
 

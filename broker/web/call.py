@@ -28,7 +28,7 @@ class Answer(NamedTuple):
 
 @dataclass(slots=True)
 class Call:
-    """One request. `path`, `query` and `headers` hold the contract's parameters, `body` what was parsed."""
+    """One request. `path`, `query` and `headers` hold the contract's parameters, `body` what was parsed, as `media_type` says."""
 
     context: Context
     operation: str
@@ -36,6 +36,7 @@ class Call:
     query: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, Any] = field(default_factory=dict)
     body: Any = None
+    media_type: str | None = None
     _client: Client | None = None
     _request: web.BaseRequest | None = None
 
@@ -88,6 +89,9 @@ class Call:
         if not (text[1:-1].isascii() and text[1:-1].isdecimal() and len(text) < 12):
             raise PreconditionFailed()
         return int(text[1:-1])
+
+
+Handler = Callable[[Call], Awaitable[Answer]]
 
 
 def versioned(found: Versioned, status: int = 200, location: str | None = None) -> Answer:

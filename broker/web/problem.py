@@ -18,7 +18,7 @@ _REPEATING = ("detail", "field", "expected")
 """What of a problem may repeat words of the request."""
 
 
-def render(error: BrokerError, *, token_given: bool = False) -> tuple[int, bytes, dict[str, str]]:
+def render(error: BrokerError, token_given: bool = False) -> tuple[int, bytes, dict[str, str]]:
     """Status, body and headers. RFC 6750 section 3 gives WWW-Authenticate, RFC 9110 section 10.2 Retry-After and Allow."""
     headers = {"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"}
     if isinstance(error, Unauthenticated):

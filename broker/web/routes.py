@@ -1,6 +1,6 @@
 """From a request to its answer: one function per request, no stack of middleware.
 
-The contract is the single source of truth: each of its operations is bound to the handler of that name, and nothing starts
+The contracts are the single source of truth: each of their operations is bound to the handler of that name, and nothing starts
 when one is missing on either side. The way of a request: find the operation, authenticate, check roles, check path, query,
 headers and body, handle, render, count. A body is read only for those who may send one, never beyond its limit.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from itertools import count
 from os import urandom
 from time import perf_counter
@@ -33,17 +33,16 @@ from broker.service.context import Context
 from broker.web import contract, problem
 from broker.web.auth import Authenticator
 from broker.web.bodies import Bodies, Share
-from broker.web.call import Answer, Call
+from broker.web.call import Answer, Call, Handler
 from broker.web.client import INSTANCE_HEADER, ClientFinder
 from broker.web.connections import Connection, Gate
+from broker.web.dialect import Dialect
 from broker.web.keystone_tokens import AUTH_TOKEN_HEADER, SERVICE_TOKEN_HEADER, KeystoneTokens
 from broker.web.refusals import Refusals
 from broker.web.reply import Reply
 from broker.web.status.pages import PATH as PAGES
 from broker.web.status.pages import Pages, is_for_browsers
 from broker.web.validate import BodyCheck, ParameterCheck
-
-Handler = Callable[[Call], Awaitable[Answer]]
 
 BODY_SECONDS = 60.0
 """A body must have arrived in this time."""
@@ -56,42 +55,48 @@ _AUTHORIZATION, _CONTENT_ENCODING, _CONTENT_TYPE, _FORWARDED, _INSTANCE, _TRACE 
 """Names of header fields that are looked up without changing their case first."""
 
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")  # W3C Trace Context, version 00
-_PARAMETER = re.compile(r"\{([a-z]+)\}")
+_PARAMETER = re.compile(r"\{([a-z_]+)\}")
 _log = structlog.get_logger(__name__)
 
 
 class Route:
     """One operation, compiled."""
 
-    def __init__(self, operation: contract.Operation, handler: Handler) -> None:
+    def __init__(self, dialect: Dialect, operation: contract.Operation, handler: Handler) -> None:
         self.id = operation.id
+        self.dialect = dialect
         self.handler = handler
         self.secured = operation.secured
         self.roles = operation.roles
-        self.media_type = operation.media_type
+        spoken = dialect.contract
+        self.bodies = {type: BodyCheck(spoken, schema, operation.max_fields) for type, schema in operation.bodies.items()}
         self.body_limit = operation.body_limit
-        self.body = BodyCheck(operation.body) if operation.body is not None else None
-        self.path = ParameterCheck(operation.of("path")) if operation.of("path") else None
-        self.query = ParameterCheck(operation.of("query"))
+        self.body_required = operation.body_required
+        self.body_ignored = operation.body_ignored
+        self.path = ParameterCheck(spoken, operation.of("path")) if operation.of("path") else None
+        self.query = ParameterCheck(spoken, operation.of("query"))
         self.header_names = tuple(istr(parameter.name) for parameter in operation.of("header"))
-        self.headers = ParameterCheck(operation.of("header"))
+        self.headers = ParameterCheck(spoken, operation.of("header"))
 
 
 class Router:
-    """Finds the operation of a path and a method. Paths without parameters cost one look-up."""
+    """Finds the operation of a path and a method. Paths without parameters cost one look-up.
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+    `dialects`: the broker's own API first, to which all paths belong that are no other's.
+    """
+
+    def __init__(self, dialects: Sequence[Dialect]) -> None:
         self._plain: dict[str, dict[str, Route]] = {}
         self._patterns: list[tuple[re.Pattern[str], dict[str, Route]]] = []
+        self._own, *self._others = dialects
         by_path: dict[str, dict[str, Route]] = {}
-        operations = contract.operations()
-        ids = {operation.id: _snake(operation.id) for operation in operations}
-        if missing := sorted(name for name in ids.values() if name not in handlers):
-            raise RuntimeError(f"the contract has operations without a handler: {', '.join(missing)}")
-        if unknown := sorted(handlers.keys() - set(ids.values())):
-            raise RuntimeError(f"there are handlers that the contract does not know: {', '.join(unknown)}")
-        for operation in operations:
-            by_path.setdefault(operation.path, {})[operation.method] = Route(operation, handlers[ids[operation.id]])
+        known: set[str] = set()
+        for dialect in dialects:
+            for operation, handler in _bound(dialect):
+                if operation.id in known or operation.method in by_path.setdefault(operation.path, {}):
+                    raise RuntimeError(f"two contracts have the operation {operation.id}, or {operation.method} {operation.path}")
+                known.add(operation.id)
+                by_path[operation.path][operation.method] = Route(dialect, operation, handler)
         for path, methods in by_path.items():
             if "GET" in methods:
                 methods["HEAD"] = methods["GET"]  # RFC 9110 section 9.1; the server leaves the body out
@@ -120,6 +125,10 @@ class Router:
         if route is None:
             raise errors.MethodNotAllowed(expected=", ".join(sorted(methods)))
         return route, parameters
+
+    def dialect_of(self, path: str) -> Dialect:
+        """Whose path it is, also when no operation has it."""
+        return next((dialect for dialect in self._others if dialect.has(path)), self._own)
 
 
 class Api:
@@ -160,15 +169,16 @@ class Api:
         current_request.set(RequestContext(request_id, traceparent))
         operation = ""
         close = False
+        dialect: Dialect | None = None
+        target = request.raw_path
+        path, _, query = target.partition("?")
         try:
-            target = request.raw_path
-            path, _, query = target.partition("?")
             if path == PAGES and self._pages is not None and is_for_browsers(request):
                 operation = "getStatusPage"
                 answer = await self._pages.answer(request, self._identify, self._payload)
             else:
                 route, parameters = self._router.find(path if path.startswith("/") else request.rel_url.raw_path, request.method)
-                operation = route.id
+                operation, dialect, close = route.id, route.dialect, route.body_ignored
                 answer = await self._answer(request, route, parameters, query)
             status = answer.status
             body = answer.body if isinstance(answer.body, bytes) or answer.body is None else orjson.dumps(answer.body)
@@ -178,14 +188,15 @@ class Api:
             elif answer.headers is not None:
                 headers.update(answer.headers)
         except errors.BrokerError as error:
-            status, body, headers = problem.render(error, token_given=_AUTHORIZATION in incoming)
+            render = (dialect or self._router.dialect_of(path)).render
+            status, body, headers = render(error, _AUTHORIZATION in incoming or _AUTH_TOKEN in incoming)
             if status == 500:
                 _log.error("internal error", exc_info=error)
-            close = isinstance(error, errors.TooLarge)
+            close = close or isinstance(error, errors.TooLarge)
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            status, body, headers = problem.render(_unexpected(error, request_id))
+            status, body, headers = (dialect or self._router.dialect_of(path)).render(_unexpected(error, request_id), False)
         headers["X-Request-Id"] = request_id
         if traceparent is not None:
             headers["traceparent"] = traceparent
@@ -206,8 +217,10 @@ class Api:
         given = {str(name): value for name in route.header_names if (value := _single(headers, name)) is not None}
         if given:
             call.headers = route.headers(given)
-        if route.body is not None:
-            call.body = route.body(await self._read(request, client, route.media_type or _JSON, min(route.body_limit, self._limit)))
+        if route.bodies:
+            await self._read(call, request, client, route)
+        elif route.body_ignored:
+            pass
         elif request.body_exists and request.content_length != 0:
             raise errors.Malformed("This operation takes no body.")
         return await route.handler(call)
@@ -244,16 +257,23 @@ class Api:
             return await authenticate(None)
         return await self._refusals.check(self._clients.address_of(peer, forwarded), token, authenticate)
 
-    async def _read(self, request: web.BaseRequest, client: Client | None, media_type: str, limit: int) -> bytes:
-        """The body of an operation that takes one. Raises `UnsupportedMediaType`, `TooLarge`, `Malformed`, `Unavailable`."""
+    async def _read(self, call: Call, request: web.BaseRequest, client: Client | None, route: Route) -> None:
+        """The body of an operation that takes one. Raises `UnsupportedMediaType`, `TooLarge`, `Malformed`, `Invalid`, `Unavailable`."""
         given = request.headers.get(_CONTENT_TYPE, "")
-        if given != media_type and given.partition(";")[0].strip().lower() not in (media_type, _JSON):
-            if not request.body_exists:
+        check = route.bodies.get(given) or route.bodies.get(given := given.partition(";")[0].strip().lower())
+        if check is None and given == _JSON and len(route.bodies) == 1:
+            ((given, check),) = route.bodies.items()
+        if not request.body_exists or request.content_length == 0:
+            if not route.body_required:
+                return
+            if check is None:
                 raise errors.Malformed("A JSON body is required.")
-            raise errors.UnsupportedMediaType(field="Content-Type", expected=media_type)
+        if check is None:
+            raise errors.UnsupportedMediaType(field="Content-Type", expected=" or ".join(route.bodies))
         if _CONTENT_ENCODING in request.headers:
             raise errors.UnsupportedMediaType(field="Content-Encoding", expected="no encoding")
-        return await self._payload(request, client, limit)
+        call.media_type = given
+        call.body = check(await self._payload(request, client, min(route.body_limit, self._limit)))
 
     async def _payload(self, request: web.BaseRequest, client: Client | None, limit: int) -> bytes:
         length = request.content_length
@@ -308,7 +328,7 @@ class _Connection(Connection):
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         error = _unexpected(exc, None) if status == 500 else self._unreadable(exc)
-        status, body, headers = problem.render(error)
+        status, body, headers = problem.render(error)  # nobody knows for which path it came
         return Reply(status, headers, body, close=True)
 
     def _unreadable(self, exc: BaseException | None) -> errors.BrokerError:
@@ -338,9 +358,19 @@ def _single(headers: CIMultiDictProxy[str], name: istr) -> str | None:
     return values[0]
 
 
+def _bound(dialect: Dialect) -> Iterator[tuple[contract.Operation, Handler]]:
+    """The operations of a dialect with their handlers. Raises `RuntimeError` when one is missing on either side."""
+    operations = {_snake(operation.id): operation for operation in dialect.contract.operations()}
+    if missing := sorted(operations.keys() - dialect.handlers.keys()):
+        raise RuntimeError(f"{dialect.contract.name} has operations without a handler: {', '.join(missing)}")
+    if unknown := sorted(dialect.handlers.keys() - operations.keys()):
+        raise RuntimeError(f"there are handlers that {dialect.contract.name} does not know: {', '.join(unknown)}")
+    return ((operation, dialect.handlers[name]) for name, operation in operations.items())
+
+
 def _snake(operation_id: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", operation_id).lower()
 
 
 def _split(path: str) -> Sequence[str]:
-    return [part for part in re.split(r"(\{[a-z]+\})", path) if part]
+    return [part for part in re.split(r"(\{[a-z_]+\})", path) if part]

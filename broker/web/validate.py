@@ -2,13 +2,13 @@
 
 Rules: a body with a discriminator is checked against the schema that it chooses, so that the error is about the field that
 is wrong and not about alternatives; no value of the request is repeated in an error, whatever its size; a query is strict
-UTF-8, has no parameter twice and none that is unknown.
+UTF-8, has no parameter twice and none that is unknown, but for those that the contract declares as arrays and as free.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -16,29 +16,29 @@ import jsonschema_rs
 import orjson
 
 from broker.errors import BrokerError, Invalid, Malformed
-from broker.web import contract
-from broker.web.contract import JsonObject, Parameter
+from broker.web.contract import Contract, JsonObject, Parameter
 
 _Kind = jsonschema_rs.ValidationErrorKind
 _INTEGER = re.compile(r"-?[0-9]{1,18}\Z")
 _FRACTION = re.compile(rb"[\[:,\s]-?[0-9]+[.eE]")
 _MAX_QUERY_FIELDS = 32
-_MAX_FIELDS = 64  # of a body; no operation has so many
 _MAX_SHOWN = 500
 
 
 class BodyCheck:
     """Parses and checks the body of one operation."""
 
-    def __init__(self, schema: JsonObject) -> None:
+    def __init__(self, contract: Contract, schema: JsonObject, max_fields: int) -> None:
+        self._max_fields = max_fields
+        self._contract = contract
         target = contract.resolve(schema)
         discriminator = target.get("discriminator")
         self._property: str | None = None
         self._choices: dict[str, jsonschema_rs.Draft202012Validator] = {}
         if discriminator is not None:
             self._property = discriminator["propertyName"]
-            self._choices = {value: _compile({"$ref": ref}) for value, ref in discriminator["mapping"].items()}
-        self._validator = _compile(schema)
+            self._choices = {value: _compile(contract, {"$ref": ref}) for value, ref in discriminator["mapping"].items()}
+        self._validator = _compile(contract, schema)
 
     def __call__(self, raw: bytes) -> Any:
         """The value. Raises `Malformed` when it is no JSON, `Invalid` when it is not what the contract says."""
@@ -48,12 +48,12 @@ class BodyCheck:
             value = orjson.loads(raw)
         except orjson.JSONDecodeError as error:
             raise Malformed(f"The body is no JSON: {error}.") from None
-        if isinstance(value, dict) and len(value) > _MAX_FIELDS:  # before the validator copies them all into its error
-            raise Invalid("The body has too many fields.", expected=f"at most {_MAX_FIELDS} fields")
+        if isinstance(value, dict) and len(value) > self._max_fields:  # before the validator copies them all into its error
+            raise Invalid("The body has too many fields.", expected=f"at most {self._max_fields} fields")
         validator = self._validator if self._property is None else self._choose(value)
         try:
             if not validator.is_valid(value):
-                raise first_fault(validator, value)
+                raise first_fault(validator, value, self._contract.document)
         except ValueError:  # the validator takes 255 levels, the parser more
             raise Malformed("The body is nested too deeply.") from None
         if _FRACTION.search(raw) is not None:
@@ -74,21 +74,23 @@ class BodyCheck:
 class ParameterCheck:
     """Reads and checks the parameters of one operation that are in one place."""
 
-    def __init__(self, parameters: Iterable[Parameter]) -> None:
-        self._parameters = {parameter.name: parameter for parameter in parameters}
-        self._integers = {p.name for p in self._parameters.values() if contract.resolve(p.schema).get("type") == "integer"}
-        self._defaults = {
-            p.name: contract.resolve(p.schema)["default"] for p in self._parameters.values() if "default" in contract.resolve(p.schema)
-        }
+    def __init__(self, contract: Contract, parameters: Sequence[Parameter]) -> None:
+        schemas = {parameter.name: contract.resolve(parameter.schema) for parameter in parameters}
+        self._names = frozenset(schemas)
+        self._integers = {name for name, schema in schemas.items() if schema.get("type") == "integer"}
+        self._lists = {name for name, schema in schemas.items() if schema.get("type") == "array"}
+        self._free = next((name for name, schema in schemas.items() if schema.get("type") == "object"), None)
+        self._defaults = {name: schema["default"] for name, schema in schemas.items() if "default" in schema}
         self._schema: JsonObject = {
             "type": "object",
-            "properties": {p.name: p.schema for p in self._parameters.values()},
-            "required": [p.name for p in self._parameters.values() if p.required and p.place != "header"],  # 428 is for the handler
+            "properties": {p.name: p.schema for p in parameters},
+            "required": [p.name for p in parameters if p.required and p.place != "header"],  # 428 is for the handler
             "additionalProperties": False,
         }
-        self._validator = _compile(self._schema)
+        self._validator = _compile(contract, self._schema)
+        self._root = {**contract.document, **self._schema}
 
-    def __call__(self, found: Mapping[str, str]) -> dict[str, Any]:
+    def __call__(self, found: Mapping[str, Any]) -> dict[str, Any]:
         """The values by name, with the defaults of those that are missing. Raises `Invalid`."""
         values: dict[str, Any] = {
             name: int(text) if name in self._integers and _INTEGER.match(text) else text for name, text in found.items()
@@ -98,7 +100,7 @@ class ParameterCheck:
         except UnicodeEncodeError:  # bytes over 127 in a header or a path come as lone surrogates
             raise Malformed("A path or a header is no UTF-8.") from None
         if not valid:
-            raise first_fault(self._validator, values, self._schema)
+            raise first_fault(self._validator, values, self._root)
         return self._defaults | values
 
     def query(self, query: str) -> dict[str, Any]:
@@ -109,23 +111,29 @@ class ParameterCheck:
             pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=_MAX_QUERY_FIELDS)
         except ValueError:
             raise Malformed(f"The query is no UTF-8, or has more than {_MAX_QUERY_FIELDS} parameters.") from None
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise Invalid("A query parameter is given twice.", expected="each parameter once")
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in self._lists:
+                found.setdefault(name, []).append(value)
+            else:
+                place = found.setdefault(self._free, {}) if self._free is not None and name not in self._names else found
+                if name in place:
+                    raise Invalid("A query parameter is given twice.", expected="each parameter once")
+                place[name] = value
         return self(found)
 
 
-def first_fault(validator: jsonschema_rs.Draft202012Validator, value: Any, schema: JsonObject | None = None) -> BrokerError:
-    """The error for the first thing that is wrong with `value`. `schema` is what the validator was made of, if not a reference."""
+def first_fault(validator: jsonschema_rs.Draft202012Validator, value: Any, root: JsonObject) -> BrokerError:
+    """The error for the first thing that is wrong with `value`. `root` is the document that the validator's schema stands in."""
     try:
         validator.validate(value)  # not iter_errors, which finds them all first: gigabytes, for a body of millions of faults
     except jsonschema_rs.ValidationError as error:
-        return _fault(error, contract.document() if schema is None else {**contract.document(), **schema})
+        return _fault(error, root)
     return Invalid("The value is not what the contract says.")
 
 
-def _compile(schema: JsonObject) -> jsonschema_rs.Draft202012Validator:
-    return jsonschema_rs.Draft202012Validator({**schema, "components": contract.document()["components"]})
+def _compile(contract: Contract, schema: JsonObject) -> jsonschema_rs.Draft202012Validator:
+    return jsonschema_rs.Draft202012Validator({**schema, "components": contract.document["components"]})
 
 
 def _fault(error: jsonschema_rs.ValidationError, root: JsonObject) -> Invalid:
@@ -198,7 +206,7 @@ def _expected(error: jsonschema_rs.ValidationError, root: JsonObject) -> str:
                 return f"exactly one of {', '.join(names)}"
             return " or ".join(_expected(branch[0], root) for branch in context if branch)
         case _:
-            return "what /openapi.json says"
+            return "what the contract says"
 
 
 def _alternatives(error: jsonschema_rs.ValidationError, root: JsonObject) -> list[JsonObject]:

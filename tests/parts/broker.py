@@ -28,6 +28,8 @@ from broker.model import Role
 from broker.service import keys
 from broker.service.context import Context
 from broker.web import contract
+from broker.web.contract import Contract
+from broker.web.dialects import DIALECTS
 from tests.parts.authority import Authority
 from tests.parts.process import answers, find_program, free_ports, running
 
@@ -118,7 +120,7 @@ class Api:
 def check_against_contract(method: str, path: str, reply: Reply) -> None:
     """Fails unless the contract has this answer for this operation. Paths that it does not have answer 404, methods 405."""
     assert reply.headers.get("X-Request-Id")
-    found = _described(method, path)
+    spoken, found = _described(method, path)
     schema: Mapping[str, Any]
     if found is None:
         assert reply.status in (404, 405), f"{method} {path} is not in the contract and answers {reply.status}"
@@ -127,24 +129,26 @@ def check_against_contract(method: str, path: str, reply: Reply) -> None:
     else:
         responses = found["responses"]
         assert str(reply.status) in responses, f"{method} {path}: {reply.status} is not in the contract: {reply.body}"
-        content = contract.resolve(responses[str(reply.status)]).get("content")
+        content = spoken.resolve(responses[str(reply.status)]).get("content")
         if content is None:
             assert reply.body is None
             return
         ((media_type, entry),) = content.items()
         schema = entry["schema"]
     assert reply.headers["Content-Type"] == media_type
-    validator = jsonschema_rs.Draft202012Validator({**schema, "components": contract.document()["components"]})
+    validator = jsonschema_rs.Draft202012Validator({**schema, "components": spoken.document["components"]})
     faults = [f"{list(fault.instance_path)}: {fault.message}" for fault in validator.iter_errors(reply.body)]
     assert not faults, f"{method} {path} {reply.status}: {faults}"
 
 
-def _described(method: str, path: str) -> Any:
+def _described(method: str, path: str) -> tuple[Contract, Any]:
+    """The contract that a path belongs to, and what it says of the operation."""
     path = path.partition("?")[0]
-    for template, item in contract.document()["paths"].items():
-        if re.fullmatch(re.sub(r"\\\{[a-z]+\\\}", "[^/]+", re.escape(template)), path):
-            return item.get(method.lower())
-    return None
+    for dialect in DIALECTS:
+        for template, item in dialect.contract.document["paths"].items():
+            if re.fullmatch(re.sub(r"\\\{[a-z_]+\\\}", "[^/]+", re.escape(template)), path):
+                return dialect.contract, item.get(method.lower())
+    return contract.NATIVE, None
 
 
 @contextlib.asynccontextmanager

@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from broker.web import contract
-from broker.web.handlers import HANDLERS
+from broker.web.dialect import Dialect
+from broker.web.dialects import DIALECTS, NATIVE
 from broker.web.routes import Router
 from tests.parts.broker import Api, RunningBroker
 
 
 def test_every_operation_has_a_handler_and_every_handler_an_operation() -> None:
-    Router(HANDLERS)
+    Router(DIALECTS)
 
 
 def test_a_missing_handler_stops_the_start() -> None:
     with pytest.raises(RuntimeError, match="create_ticket"):
-        Router({name: handler for name, handler in HANDLERS.items() if name != "create_ticket"})
+        Router([replace(NATIVE, handlers={name: handler for name, handler in NATIVE.handlers.items() if name != "create_ticket"})])
 
 
 def test_an_unknown_handler_stops_the_start() -> None:
     with pytest.raises(RuntimeError, match="make_coffee"):
-        Router({**HANDLERS, "make_coffee": HANDLERS["get_service"]})
+        Router([replace(NATIVE, handlers={**NATIVE.handlers, "make_coffee": NATIVE.handlers["get_service"]})])
 
 
-def test_every_operation_describes_its_refusals() -> None:
-    for operation in contract.operations():
-        responses = contract.document()["paths"][operation.path][operation.method.lower()]["responses"]
+def test_no_operation_is_in_two_contracts() -> None:
+    with pytest.raises(RuntimeError, match="two contracts"):
+        Router([NATIVE, NATIVE])
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.contract.name)
+def test_every_operation_describes_its_refusals(dialect: Dialect) -> None:
+    for operation in dialect.contract.operations():
+        responses = dialect.contract.document["paths"][operation.path][operation.method.lower()]["responses"]
         assert {"400", "503"} <= responses.keys(), operation.id
         if operation.secured:
             assert {"401", "429"} <= responses.keys(), operation.id
         if operation.roles:
             assert "403" in responses, operation.id
-        if operation.body is not None:
+        if operation.bodies:
             assert {"413", "415"} <= responses.keys(), operation.id
             assert 4096 <= operation.body_limit <= 8 << 20, operation.id
         if any(parameter.name == "If-Match" for parameter in operation.parameters):
@@ -46,7 +54,7 @@ def test_every_operation_describes_its_refusals() -> None:
 async def test_what_is_public(api: Api) -> None:
     anonymous = api.as_(None)
     assert (await anonymous.get("/v1")).body["service"] == "transfer-broker"
-    assert (await anonymous.get("/openapi.json")).body == contract.document()
+    assert (await anonymous.get("/openapi.json")).body == contract.NATIVE.document
     keys = await anonymous.get("/.well-known/jwks.json")
     assert [key["kty"] for key in keys.body["keys"]] == ["EC", "EC"]  # one signs, one stands by
     assert "d" not in keys.body["keys"][0]

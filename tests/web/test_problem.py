@@ -17,6 +17,7 @@ import structlog
 from broker import errors, log
 from broker.web import contract, problem, routes
 from broker.web.call import Answer, Call
+from broker.web.dialects import NATIVE
 from tests.parts.broker import Api, RunningBroker
 
 
@@ -26,7 +27,7 @@ def test_every_type_is_described_and_renders_as_the_contract_says(name: str) -> 
     assert described["status"] == errors.problem_types()[name].status
     assert len(described["description"]) > 20
     status, body, headers = problem.render(errors.problem_types()[name]("What happened."))
-    schema = {"$ref": "#/components/schemas/Problem", "components": contract.document()["components"]}
+    schema = {"$ref": "#/components/schemas/Problem", "components": contract.NATIVE.document["components"]}
     assert jsonschema_rs.Draft202012Validator(schema).is_valid(orjson.loads(body))
     assert status == described["status"]
     assert headers["Content-Type"] == "application/problem+json"
@@ -75,8 +76,8 @@ async def test_what_nobody_expected_says_nothing_and_logs_without_secrets(
 
 
 def _always(handler: Callable[[Call], Awaitable[Answer]]) -> Any:
-    operation = next(operation for operation in contract.operations() if operation.id == "listImages")
-    return lambda self, path, method: (routes.Route(operation, handler), {})
+    operation = next(operation for operation in contract.NATIVE.operations() if operation.id == "listImages")
+    return lambda self, path, method: (routes.Route(NATIVE, operation, handler), {})
 
 
 async def test_the_types_in_answers_can_be_looked_up(api: Api) -> None:

@@ -5,8 +5,8 @@ A handler is named as its operation in the contract, in snake_case; whatever a m
 
 from __future__ import annotations
 
+from broker.web.call import Handler
 from broker.web.handlers import about, content, images, keys, places, quotas, replicas, tickets
-from broker.web.routes import Handler
 
 HANDLERS: dict[str, Handler] = {
     name: getattr(module, name) for module in (about, content, images, keys, places, quotas, replicas, tickets) for name in module.__all__

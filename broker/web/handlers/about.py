@@ -20,7 +20,7 @@ async def get_service(call: Call) -> Answer:
 
 
 async def get_contract(call: Call) -> Answer:
-    return Answer(200, contract.text(), {"Cache-Control": "public, max-age=3600"})
+    return Answer(200, contract.NATIVE.text, {"Cache-Control": "public, max-age=3600"})
 
 
 async def get_problem(call: Call) -> Answer:

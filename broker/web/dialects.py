@@ -1,0 +1,11 @@
+"""Every API that is spoken here, the broker's own first."""
+
+from __future__ import annotations
+
+from broker.web import contract, problem
+from broker.web.dialect import Dialect
+from broker.web.handlers import HANDLERS
+
+NATIVE = Dialect(contract.NATIVE, ("",), HANDLERS, problem.render)
+
+DIALECTS = (NATIVE,)
