@@ -167,7 +167,7 @@ def lasting(value: Any) -> Any:
 
 def test_every_post_is_tried() -> None:
     """A batch takes no key: each of its tickets is taken for itself. An explanation makes nothing."""
-    posts = [operation for operation in contract.operations() if operation.method == "POST"]
+    posts = [operation for operation in contract.NATIVE.operations() if operation.method == "POST"]
     keyed = {post.id for post in posts if any(parameter.name == "Idempotency-Key" for parameter in post.of("header"))}
     assert {post.id for post in posts} - keyed == {"createTickets", "explainTicket"}
     assert {operation for operation, _ in POSTS.values()} == keyed
