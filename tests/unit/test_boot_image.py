@@ -18,12 +18,20 @@ def test_the_boot_sector_is_one() -> None:
     sector = boot_image.boot_sector(SIZE)
     assert len(sector) == 512
     assert sector[510:] == b"\x55\xaa"
-    # mov si, TEXT: loaded at 0x7c00, the text ends with a zero before the partition table.
-    (text,) = struct.unpack_from("<xH", sector, 0x0A)
-    start = text - 0x7C00
-    assert sector[0x0A] == 0xBE
-    assert sector[start : sector.index(b"\0", start)] == boot_image.TEXT
-    assert start + len(boot_image.TEXT) < 446
+    # mov si, packet and mov si, failed: the code is loaded at 0x7c00.
+    packet, failed = (struct.unpack_from("<H", sector, at + 1)[0] - 0x7C00 for at in (0x16, 0x26))
+    assert sector[0x16] == sector[0x26] == 0xBE
+    assert struct.unpack_from("<BBHHHQ", sector, packet) == (16, 0, 1, 0x7E00, 0, (SIZE - (1 << 20)) // 512)
+    assert sector[failed : sector.index(b"\0", failed)] == boot_image.FAILED
+    assert failed + len(boot_image.FAILED) < 446
+
+
+def test_each_mebibyte_begins_with_its_line(tmp_path: Path) -> None:
+    boot_image.write_raw(tmp_path / "disk", SIZE)
+    content = (tmp_path / "disk").read_bytes()
+    assert len(content) == SIZE
+    lines = [content[at : content.index(b"\0", at)] for at in range(1 << 20, SIZE, 1 << 20)]
+    assert lines == [b"Mebibyte 1.\r\n", b"Mebibyte 2.\r\n", boot_image.TEXT]
 
 
 def test_its_partition_is_active_and_ends_with_the_disk() -> None:
