@@ -44,6 +44,7 @@ from broker.stores import base, exchange, probe, reach, registry
 from broker.web import connections
 from broker.web.auth import Authenticator
 from broker.web.client import ClientFinder
+from broker.web.cors import Cors
 from broker.web.dialects import DIALECTS
 from broker.web.keystone import Keystone
 from broker.web.keystone_tokens import KeystoneTokens
@@ -149,7 +150,7 @@ async def running(
             bounds = connections.Bounds(connections.allow_files(settings.http.max_connections), settings.http.max_connections_per_address)
             answering = Api(
                 context, router, authenticator, finder, refusals, body_limit_bytes=settings.http.body_limit_bytes, keystone=keystone,
-                pages=_pages(context, settings),
+                pages=_pages(context, settings), cors=Cors(settings.http.cors_origins) if settings.http.cors_origins else None,
             )  # fmt: skip
             server = ApiServer(answering, connections.Gate(bounds, counted, finder.is_trusted))
             if certificate is not None:

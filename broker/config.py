@@ -60,6 +60,7 @@ class Http:
     metrics_listen: Address | None = Address("127.0.0.1", 9180)
     body_limit_bytes: int = 8 << 20
     trusted_proxies: tuple[Network, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     reuse_port: bool = False
     max_connections: int = 8192
     max_connections_per_address: int = 1024
@@ -268,6 +269,7 @@ def _http(section: dict[str, Any], place: Callable[[str], Path]) -> Http:
         metrics_listen=metrics_listen,
         body_limit_bytes=section.get("body_limit_bytes", 8 << 20),
         trusted_proxies=tuple(networks),
+        cors_origins=tuple(section.get("cors_origins", ())),
         reuse_port=section.get("reuse_port", False),
         max_connections=section.get("max_connections", 8192),
         max_connections_per_address=section.get("max_connections_per_address", 1024),

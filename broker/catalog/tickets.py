@@ -30,7 +30,7 @@ class TicketRecord:
     expires_at: float
     expired: bool
     why: Any = None
-    """What there is to tell of the choice beside the places; ``None`` when there is nothing."""
+    """What there is to tell of the choice beside the places, and the file name to tell; ``None`` when there is nothing."""
 
 
 FIELDS = """t.id, t.operation, t.state, t.project, t.subject, t.instance, t.address, t.site, t.image_id, t.blob_id, t.size, t.places,

@@ -51,6 +51,10 @@ class Plan:
     over_limit: bool = False
     retry_after: float | None = None
     returned: bool = False
+    filename: str | None = None
+    """What the stores are to call the file."""
+    keeps_filename: bool = False
+    """Whether a refresh is to call it that again."""
     granted: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     expires_at: float | None = None
@@ -62,6 +66,8 @@ async def download(
     context: Context, client: Client, request: Mapping[str, Any], id: str, due: frozenset[int] = frozenset(), *, patient: bool = False
 ) -> dict[str, Any]:
     """One ticket, with the id `id`; `due` are the stores to lease from, where it is known. Who is `patient` can wait for a good one.
+
+    `request` is one of POST /v1/tickets; what renders tickets that nobody comes back with adds ``once``.
 
     Raises `NotFound`, `Forbidden`, `Invalid`, `NoSource`, `Busy`, `QuotaExceeded`, `Unavailable`.
     """
@@ -180,6 +186,11 @@ async def _choose_blobs(
     return iter(chosen)
 
 
+async def find_image(context: Context, client: Client, id: str) -> Image:
+    """The image as tickets for it find it. Raises `NotFound`, `Forbidden`, `Unavailable`."""
+    return readable_image(client, (await context.memory.hot.images([id]))[0])
+
+
 def readable_image(client: Client, image: Image | None) -> Image:
     """The image, if the client may read it. Raises `NotFound`, `Forbidden`."""
     if image is None or not may_see_image(client.principal, image.project, image.visibility):
@@ -244,7 +255,11 @@ def _decide(context: Context, asker: Asker, request: Mapping[str, Any], id: str,
             retry_after=context.policy.rank.failure_seconds if _may_pass(excluded) else None,
         )
     count, parallel = request.get("count", 3), request.get("parallel", 1)
-    return Plan(id, max(count, parallel), parallel, target, sources, excluded, admit.ticket_seconds(sources, context.policy.admit), sources)
+    ttl_seconds = admit.ticket_seconds(sources, context.policy.admit)
+    plan = Plan(id, max(count, parallel), parallel, target, sources, excluded, ttl_seconds, sources)
+    if "filename" in request:
+        plan.filename, plan.keeps_filename = request["filename"], not request.get("once")
+    return plan
 
 
 def _count_exclusions(context: Context, ranking: rank.Ranking) -> None:
@@ -313,8 +328,12 @@ def _who(client: str, plan: Plan) -> str:
 
 
 async def _tell_why(context: Context, plans: Sequence[Plan]) -> None:
-    """Record what was excluded with the tickets; nearly always there is nothing."""
-    whys = {UUID(plan.id): {"excluded": plan.excluded} for plan in plans if plan.excluded and plan.expires_at is not None}
+    """Record with the tickets what was excluded, and the file names to go on with; nearly always there is nothing."""
+    whys = {
+        UUID(plan.id): {"excluded": plan.excluded} | ({"filename": plan.filename} if plan.keeps_filename else {})
+        for plan in plans
+        if (plan.excluded or plan.keeps_filename) and plan.expires_at is not None
+    }
     if whys:
         await tickets.tell_why(context.db, whys)
 
@@ -387,7 +406,7 @@ def _answer(context: Context, client: str, plan: Plan, now: float) -> dict[str, 
     for state, indexes in (("active", admitted.active), ("standby", admitted.standby)):
         for index in indexes:
             source = plan.sources[index]
-            read = places.sign_read(context, source.store, source.key, until)
+            read = places.sign_read(context, source.store, source.key, until, plan.filename)
             if read is None:
                 plan.excluded.append({"store": source.store, "reason": accept.Reason.UNSIGNABLE})
                 metrics.exclusion(accept.Reason.UNSIGNABLE)

@@ -83,10 +83,10 @@ def _until(expires_at: int, now: int, url_ttl_seconds: int, share_bucket_seconds
     return reads.until(min(expires_at, now + url_ttl_seconds), now, share_bucket_seconds)
 
 
-def sign_read(context: Context, store: str, key: str, until: Until) -> str | None:
+def sign_read(context: Context, store: str, key: str, until: Until, filename: str | None = None) -> str | None:
     """What reads a key of a store, in JSON as `reads.Reads.sign` gives it; ``None`` when the store's credential is missing or has ended."""
     try:
-        return context.memory.reads.sign(store, key, until)
+        return context.memory.reads.sign(store, key, until, filename)
     except errors.StoreUnavailable:
         return None
 

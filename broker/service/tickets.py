@@ -223,8 +223,9 @@ async def _render(context: Context, client: Client, record: TicketRecord) -> dic
         (active if is_active else standby).append(recorded.place(candidate, "active" if is_active else "standby"))
     sources: list[orjson.Fragment] = []
     until = places.until(context, record.expires_at, now)
+    filename = None if record.why is None else record.why.get("filename")
     for place in (*active, *standby):
-        read = places.sign_read(context, place.store, place.key, until)
+        read = places.sign_read(context, place.store, place.key, until, filename)
         if read is None:
             out.append({"store": place.store, "reason": accept.Reason.UNSIGNABLE})
         else:

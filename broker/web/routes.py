@@ -36,6 +36,7 @@ from broker.web.bodies import Bodies, Share
 from broker.web.call import Answer, Call, Handler
 from broker.web.client import INSTANCE_HEADER, ClientFinder
 from broker.web.connections import Connection, Gate
+from broker.web.cors import Cors
 from broker.web.dialect import Dialect
 from broker.web.keystone_tokens import AUTH_TOKEN_HEADER, SERVICE_TOKEN_HEADER, KeystoneTokens
 from broker.web.refusals import Refusals
@@ -145,8 +146,10 @@ class Api:
         body_limit_bytes: int,
         keystone: KeystoneTokens | None = None,
         pages: Pages | None = None,
+        cors: Cors | None = None,
     ) -> None:
         self._context = context
+        self._cors = cors
         self._pages = pages
         self._router = router
         self._authenticator = authenticator
@@ -176,6 +179,9 @@ class Api:
             if path == PAGES and self._pages is not None and is_for_browsers(request):
                 operation = "getStatusPage"
                 answer = await self._pages.answer(request, self._identify, self._payload)
+            elif self._cors is not None and (allowed := self._cors.preflight(request.method, incoming)) is not None:
+                operation, close = "preflight", request.body_exists
+                answer = Answer(204, None, allowed)
             else:
                 route, parameters = self._router.find(path if path.startswith("/") else request.rel_url.raw_path, request.method)
                 operation, dialect, close = route.id, route.dialect, route.body_ignored
@@ -197,6 +203,8 @@ class Api:
             raise
         except Exception as error:
             status, body, headers = (dialect or self._router.dialect_of(path)).render(_unexpected(error, request_id), False)
+        if self._cors is not None and operation not in ("getStatusPage", "preflight"):
+            self._cors.allow(incoming, headers)
         headers["X-Request-Id"] = request_id
         if traceparent is not None:
             headers["traceparent"] = traceparent

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 from uuid import UUID
 
 import aiohttp
@@ -113,6 +113,34 @@ async def test_a_ticket_names_signed_ranked_places_with_their_numbers(desk: Desk
     assert {"temp_url_sig", "temp_url_expires"} <= signed["far"].keys()
     assert "token" in signed["disk"]
     assert ticket["blob"] == {"id": ticket["blob"]["id"], "size": 10**9, "digests": {"md5": "a" * 32}, "state": "active"}
+
+
+async def test_stores_are_told_the_file_name(desk: Desk) -> None:
+    """Signed for S3, in the URL for Swift; a token holds none. It is the ticket's: others for the same bytes have no name, or another."""
+    blob = await desk.blob(await desk.store("s3"), await desk.store("swift", kind="swift"), await desk.store("disk", kind="http"))
+
+    def named(ticket: Any) -> dict[str, Any]:
+        found = {}
+        for source in ticket["sources"]:
+            query = parse_qs(urlsplit(source["url"]).query)
+            found[source["store"]] = (query.get("response-content-disposition") or query.get("filename") or [None])[0]
+        return found
+
+    name = 'a"é.img'
+    told = {"s3": "attachment; filename=\"a__.img\"; filename*=UTF-8''a%22%C3%A9.img", "swift": name, "disk": None}
+    nothing = dict.fromkeys(told)
+    first = await desk.ask(blob, filename=name, key="same")
+    assert named(first.body) == told and named((await desk.ask(blob)).body) == nothing
+    for again in (await desk.ask(blob, filename=name, key="same"), await desk.api.post(f"/v1/tickets/{first.body['id']}/refresh")):
+        assert (again.body["id"], named(again.body)) == (first.body["id"], told)
+    for wrong in ("", "a/b", "a\\b", "a\r\nSet-Cookie: a=b", "a" * 256, 5):
+        refused = await desk.ask(blob, filename=wrong)
+        assert (refused.status, refused.body["field"]) == (400, "filename"), wrong
+    assert (await desk.ask(blob, filename="a" * 255)).status == 201
+    path = f"/v1/images/{await desk.image_of(blob)}/content"
+    for query, wanted in (("", "i.raw"), ("?filename=b%20c.img", "b c.img")):
+        links = str((await desk.api.get(f"{path}{query}")).headers.getall("Link"))  # type: ignore[attr-defined]
+        assert quote(f'attachment; filename="{wanted}"', safe="") in links and f"&filename={quote(wanted)}" in links
 
 
 async def test_many_tickets_put_the_near_one_first(desk: Desk) -> None:

@@ -10,7 +10,7 @@ from multidict import CIMultiDict
 
 from broker import errors
 from broker.model import new_ids
-from broker.service import blobs, images, negotiate
+from broker.service import blobs, negotiate
 from broker.web import redirect
 from broker.web.call import Answer, Call
 
@@ -22,24 +22,26 @@ SOURCES = 5
 
 async def get_image_content(call: Call) -> Answer:
     call.context.pace.count(call.client.principal.project, 1)
-    ticket = await _ticket(call)
+    image = await negotiate.find_image(call.context, call.client, call.path["image"])
+    format = negotiate.choose_format(image, [call.query["format"]] if "format" in call.query else None)
+    name = redirect.file_name(image.name, format, call.path["image"])
+    ticket = await _ticket(call, format, call.query.get("filename", name))
     sources = redirect.openable(ticket)
     if not sources:
         raise errors.NoSource("No source can be opened by its URL alone; ask POST /v1/tickets, which tells the header fields too.")
     if not redirect.wants_metalink(call.headers.get("Accept")):
         return Answer(302, None, redirect.redirect(sources, ticket["blob"]["digests"]))
     blob = await blobs.get_blob(call.context, call.client, UUID(ticket["blob"]["id"]))
-    image = (await images.get_image(call.context, call.client, call.id("image"))).body
-    name = redirect.file_name(image["name"], ticket.get("format"), call.path["image"])
     document = redirect.metalink(sources, blob, name)
     return Answer(200, document, CIMultiDict({"Content-Type": redirect.METALINK, "Cache-Control": "no-store", "Vary": "Accept"}))
 
 
-async def _ticket(call: Call) -> dict[str, Any]:
+async def _ticket(call: Call, format: str, filename: str) -> dict[str, Any]:
     """The ticket that this request stands for, as POST /v1/tickets would answer it."""
-    asked: dict[str, Any] = {"operation": "download", "image": call.path["image"], "count": call.query.get("count", SOURCES)}
-    if "format" in call.query:
-        asked["formats"] = [call.query["format"]]
+    asked: dict[str, Any] = {
+        "operation": "download", "image": call.path["image"], "formats": [format], "count": call.query.get("count", SOURCES),
+        "filename": filename, "once": True,
+    }  # fmt: skip
     if "site" in call.query:
         asked["site"] = call.query["site"]
     made = await negotiate.download(call.context, call.client, asked, new_ids(1, call.context.clock())[0])
