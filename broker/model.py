@@ -271,6 +271,9 @@ class Abilities:
 WEAK_UPLOADS = "weak_uploads"
 """A setting of every kind of store: ``allowed`` when its operator takes uploads although the store does not enforce its URLs."""
 
+TOKENS = "tokens"
+"""A setting of every kind of store: ``trusted`` when clients may be redirected there that send their bearer tokens on."""
+
 
 class SlotRange(NamedTuple):
     """Between these the broker itself looks for the number of slots at which a store moves the most (`broker.adapt`)."""

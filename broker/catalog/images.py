@@ -153,7 +153,7 @@ async def attach(connection: Any, id: UUID, format: str, blob: UUID) -> None:
 
 
 async def update(db: Any, image: Image, version: int | None, *, deactivated: bool) -> Image:
-    """Write what may change of an image: all but id, project, subject and blobs. Whether it is ``queued``, ``pending`` or ``active``
+    """Write what may change of an image: all but id, subject and blobs. Whether it is ``queued``, ``pending`` or ``active``
     follows from its blobs and its vetting.
 
     Raises `PreconditionFailed` when it is no longer at `version`, and `NotFound`.
@@ -164,7 +164,7 @@ async def update(db: Any, image: Image, version: int | None, *, deactivated: boo
         updated = await db.fetchval(
             """WITH changed AS (
                    UPDATE images i SET name = $3, visibility = $4, shared = $5, properties = $6, tags = $7, protected = $8, hidden = $9,
-                          min_disk = $10, min_ram = $11, disk_format = $12, container_format = $13, vetting = $14,
+                          min_disk = $10, min_ram = $11, disk_format = $12, container_format = $13, vetting = $14, project = $16,
                           version = version + 1, updated_at = now(),
                           status = CASE WHEN $15 THEN 'deactivated'
                                         WHEN EXISTS (SELECT FROM image_blobs ib JOIN blobs b ON b.id = ib.blob_id
@@ -174,6 +174,7 @@ async def update(db: Any, image: Image, version: int | None, *, deactivated: boo
                SELECT id FROM changed""",
             image.id, version, image.name, visibility, shared, dict(image.properties), list(image.tags), image.protected, image.hidden,
             image.min_disk, image.min_ram, image.disk_format, image.container_format, image.vetting and image.vetting.value, deactivated,
+            image.project,
         )  # fmt: skip
     if not updated:
         raise await _why_not(db, image.id)

@@ -2,7 +2,8 @@
 
 Rules
 - What a principal may not see does not exist (`broker.permit`). An id that is taken is a conflict for everyone alike.
-- Only administrators publish, deactivate and reactivate (M16).
+- Only administrators publish, deactivate and reactivate (M16), and give an image to another project.
+- A protected image is not deleted, by nobody.
 - A blob can be named only by who may read it: nobody gets at bytes by guessing a blob's id.
 - Deleting an image deletes the bytes that no other image needs, where that right was delegated (invariant 7); other replicas
   are forgotten and their bytes stay. Who deletes is told what stays on the stores that he may know, and of no others.
@@ -16,7 +17,9 @@ from typing import Any
 from uuid import UUID
 
 from broker import errors, permit
-from broker.catalog import blobs, images, replicas, views
+from broker.catalog import blobs, image_search, images, replicas, views
+from broker.catalog.connect import reachable
+from broker.catalog.image_search import Search
 from broker.catalog.replicas import ReplicaRecord
 from broker.catalog.transaction import transaction
 from broker.model import Blob, BlobState, Client, Exposure, Image, ImageStatus, ReplicaState, Role, Visibility
@@ -51,6 +54,22 @@ async def list_images(context: Context, client: Client, query: Mapping[str, Any]
     return render_page("images", found, limit, lambda image: _render(image, known), lambda image: str(image.id))
 
 
+async def search_images(context: Context, client: Client, wanted: Search) -> dict[str, Any]:
+    """A page of images that fit a search, in its order, as `list_images` shows them; ``next`` when there are more.
+
+    Raises `Invalid` for a marker that is no image this principal may list.
+    """
+    principal = client.principal
+    more = replace(wanted, limit=wanted.limit + 1)
+    ids = await image_search.search(context.db, more, principal.project, everything=principal.role is Role.ADMIN)
+    if ids is None:
+        raise errors.Invalid("No such image.", field="marker", expected="the id of the last image of the page before")
+    with reachable():
+        found = [image for image in await images.get_many(context.db, ids) if image is not None]
+    known = await blobs.summaries(context.db, {blob for image in found for blob in image.blobs.values()})
+    return render_page("images", found, wanted.limit, lambda image: _render(image, known), lambda image: str(image.id))
+
+
 async def create_image(context: Context, client: Client, request: Mapping[str, Any], claim: Claim) -> Versioned:
     """Name an image. Raises `Forbidden`, `NotFound` (a blob that cannot be read) and `Conflict` (the id is taken)."""
     principal = client.principal
@@ -64,12 +83,13 @@ async def create_image(context: Context, client: Client, request: Mapping[str, A
     wanted = Image(
         id=id,
         name=request["name"],
-        project=principal.project,
+        project=_owner(client, request, principal.project),
         subject=principal.subject,
         visibility=visibility,
         status=ImageStatus.QUEUED,
         properties=request.get("properties", {}),
         blobs=formats,
+        **_described(request),
     )
     try:
         async with transaction(context.db) as connection:
@@ -101,15 +121,24 @@ async def change_image(context: Context, client: Client, id: UUID, version: int 
     properties = {name: value for name, value in {**image.properties, **request.get("properties", {})}.items() if value is not None}
     if len(properties) > MAX_PROPERTIES:
         raise errors.Invalid("Too many properties.", field="properties", expected=f"at most {MAX_PROPERTIES} in all")
-    changed = replace(image, name=request.get("name", image.name), visibility=visibility, properties=properties)
+    changed = replace(
+        image,
+        name=request.get("name", image.name),
+        project=_owner(client, request, image.project),
+        visibility=visibility,
+        properties=properties,
+        **_described(request),
+    )
     image = await images.update(context.db, changed, image.version, deactivated=_deactivated(client, image, request))
     _forget(context, id, image.blobs.values())
     return await _shown(context, image)
 
 
 async def delete_image(context: Context, client: Client, id: UUID, version: int | None) -> dict[str, Any]:
-    """Delete an image and what only it needs. Raises `NotFound`, `Forbidden` and `PreconditionFailed`."""
+    """Delete an image and what only it needs. Raises `NotFound`, `Forbidden` (a protected one, too) and `PreconditionFailed`."""
     image = await _changeable(context, client, id, version)
+    if image.protected:
+        raise errors.Forbidden("The image is protected and cannot be deleted.", field="protected", expected="false, set before")
     deleting: list[ReplicaRecord] = []
     kept: list[ReplicaRecord] = []
     async with transaction(context.db) as connection:
@@ -161,6 +190,25 @@ async def _changeable(context: Context, client: Client, id: UUID, version: int |
     return image
 
 
+_DESCRIBING = ("protected", "hidden", "min_disk", "min_ram", "disk_format", "container_format")
+
+
+def _described(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request says of an image that is kept as it comes."""
+    described = {name: request[name] for name in _DESCRIBING if name in request}
+    if "tags" in request:
+        described["tags"] = tuple(request["tags"])
+    return described
+
+
+def _owner(client: Client, request: Mapping[str, Any], otherwise: str) -> str:
+    """The project that an image is to belong to. Raises `Forbidden`."""
+    project: str = request.get("project") or otherwise
+    if project != otherwise and client.principal.role is not Role.ADMIN:
+        raise errors.Forbidden("Only administrators say whose an image is.", field="project", expected=otherwise)
+    return project
+
+
 def _deactivated(client: Client, image: Image, request: Mapping[str, Any]) -> bool:
     """Whether the image will be deactivated. Raises `Forbidden`, and `Conflict` for ``active`` while no blob is."""
     now = image.status is ImageStatus.DEACTIVATED
@@ -207,6 +255,13 @@ def _render(image: Image, known: Mapping[UUID, Blob]) -> dict[str, Any]:
         "visibility": image.visibility.value,
         "status": image.status.value,
         "properties": dict(image.properties),
+        "tags": list(image.tags),
+        "protected": image.protected,
+        "hidden": image.hidden,
+        "min_disk": image.min_disk,
+        "min_ram": image.min_ram,
+        "disk_format": image.disk_format,
+        "container_format": image.container_format,
         "blobs": {format: summary(known[blob]) for format, blob in image.blobs.items() if blob in known},
         "created_at": instant(image.created_at),
         "updated_at": instant(image.updated_at),

@@ -10,10 +10,13 @@ from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 from broker.errors import Invalid
-from broker.model import WEAK_UPLOADS, Store
+from broker.model import TOKENS, WEAK_UPLOADS, Store
 
-_MANNER = ("region", "style", "digest", "audience", "segments_container")
+_MANNER = ("region", "style", "digest", "audience", "segments_container", TOKENS)
 """Settings that say how a place is spoken to, not where it is."""
+
+_OF_EVERY_KIND: Mapping[str, tuple[str, str]] = {WEAK_UPLOADS: ("allowed", "refused"), TOKENS: ("trusted", "withheld")}
+"""Settings that every kind has, with what they may be."""
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -38,14 +41,13 @@ def _addresses(store: Store) -> set[tuple[str | None, int | None, str]]:
 
 
 def check_names(store: Store, known: Collection[str]) -> None:
-    """Raises `Invalid` for a setting that this kind of store does not know. `WEAK_UPLOADS` is one of every kind."""
-    known = {*known, WEAK_UPLOADS}
-    if store.settings.get(WEAK_UPLOADS, "refused") not in ("allowed", "refused"):
-        raise Invalid(
-            f"store {store.name}: {WEAK_UPLOADS} is neither allowed nor refused",
-            field=f"settings.{WEAK_UPLOADS}",
-            expected="allowed or refused",
-        )
+    """Raises `Invalid` for a setting that this kind of store does not know, or that no kind may have that value of."""
+    known = {*known, *_OF_EVERY_KIND}
+    for name, allowed in _OF_EVERY_KIND.items():
+        if store.settings.get(name, allowed[0]) not in allowed:
+            raise Invalid(
+                f"store {store.name}: {name} is neither {' nor '.join(allowed)}", field=f"settings.{name}", expected=" or ".join(allowed)
+            )
     for name in store.settings:
         if name not in known:
             raise Invalid(

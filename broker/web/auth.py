@@ -2,6 +2,7 @@
 
 Rules
 
+- Clients of OpenStack give the token in X-Auth-Token. Where Keystone is asked too, it is a bearer token if it names an issuer of ours.
 - Clients that know nothing but Basic authentication (RFC 7617) give the token as the password, with any name; they keep it from the
   hosts that they are redirected to.
 - The issuer is looked up first and decides the keys; nothing of a token is believed before its signature was checked.
@@ -211,6 +212,16 @@ class Authenticator:
             if len(self._remembered) > MAX_REMEMBERED:
                 self._remembered.popitem(last=False)
         return principal
+
+    def has_issuer_of(self, token: str) -> bool:
+        """Whether a token says that it is of the broker's own keys or of a known issuer: nothing of it is believed yet."""
+        if len(token) > MAX_TOKEN_LENGTH:
+            return False
+        try:
+            issuer = jwt.decode(token, options={"verify_signature": False}).get("iss")
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            return False
+        return isinstance(issuer, str) and (issuer == self._own_issuer or issuer in self._issuers)
 
     async def _verify(self, header: str) -> Principal:
         token = _token_in(header)

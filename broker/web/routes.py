@@ -234,28 +234,34 @@ class Api:
         return await route.handler(call)
 
     async def _identify(self, headers: CIMultiDictProxy[str], peer: str) -> Client:
-        """Who asks with these header fields from the socket's address `peer`. Raises what `_from_keystone` and `_checked` raise."""
+        """Who asks with these header fields from the socket's address `peer`. Raises what `_from_openstack` and `_checked` raise."""
         forwarded = headers.getall(_FORWARDED, ())
         if _AUTH_TOKEN in headers:
-            principal = await self._from_keystone(headers, peer, forwarded)
+            principal = await self._from_openstack(headers, peer, forwarded)
         else:
             authorization = _single(headers, _AUTHORIZATION)
             known = self._authenticator.known(authorization) if authorization is not None else None
             principal = known or await self._checked(peer, forwarded, authorization, self._authenticator.authenticate)
         return self._clients.find(principal, peer, forwarded, headers.get(_INSTANCE))
 
-    async def _from_keystone(self, headers: CIMultiDictProxy[str], peer: str, forwarded: Sequence[str]) -> Principal:
+    async def _from_openstack(self, headers: CIMultiDictProxy[str], peer: str, forwarded: Sequence[str]) -> Principal:
+        """Whose X-Auth-Token it is: a token of Keystone's, or a bearer token given in this header."""
         token = _single(headers, _AUTH_TOKEN) or ""
         service = _single(headers, _SERVICE_TOKEN)
         if _AUTHORIZATION in headers:  # as RFC 6750 section 2 rules for its own methods
             raise errors.Malformed("Two kinds of token are given.", field=AUTH_TOKEN_HEADER, expected="this header or Authorization")
         keystone = self._keystone
-        if keystone is None:
-            return await self._authenticator.authenticate(None)
-        known = keystone.known(token, service)
-        if known is None and keystone.was_good(token, service):
+        known = keystone.known(token, service) if keystone is not None else None
+        if known is not None:
+            return known
+        bearer = f"Bearer {token}"
+        if known := self._authenticator.known(bearer):
+            return known
+        if keystone is None or self._authenticator.has_issuer_of(token):
+            return await self._checked(peer, forwarded, bearer, self._authenticator.authenticate)
+        if keystone.was_good(token, service):
             return await keystone.authenticate(token, service)
-        return known or await self._checked(peer, forwarded, token, lambda given: keystone.authenticate(given or "", service))
+        return await self._checked(peer, forwarded, token, lambda given: keystone.authenticate(given or "", service))
 
     async def _checked(
         self, peer: str, forwarded: Sequence[str], token: str | None, authenticate: Callable[[str | None], Awaitable[Principal]]

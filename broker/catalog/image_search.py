@@ -1,0 +1,180 @@
+"""Which images fit a search, page by page, in any order.
+
+Rules
+- A page goes on after its marker, the last image of the page before, by the values that this image has now; what has the same values is
+  ordered by its instant and its id, so that no image is met twice or left out while none changes.
+- Whoever asks finds what `broker.permit.lists_image` says, and community images of others only when that visibility, or all, is asked
+  for.
+- Formats, size and digests are those of the image's main blob: of the format that was declared, else of the first that has bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+from uuid import UUID
+
+from broker.catalog.connect import reachable
+
+Comparison = Literal["eq", "neq", "gt", "gte", "lt", "lte", "in"]
+
+_COMPARISONS: Mapping[Comparison, str] = {"eq": "=", "neq": "<>", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+
+
+class _Field(NamedTuple):
+    """How a field is written in SQL, its type there, and what stands for nothing when sorting by it."""
+
+    sql: str
+    type: str
+    nothing: str | None = None
+
+
+_FIELDS: Mapping[str, _Field] = {
+    "id": _Field("i.id::text", "text"),
+    "name": _Field("i.name", "text"),
+    "project": _Field("i.project", "text"),
+    "status": _Field("i.status", "text"),
+    "disk_format": _Field("coalesce(i.disk_format, m.format)", "text", "''"),
+    "container_format": _Field("coalesce(i.container_format, CASE WHEN m.format IS NOT NULL THEN 'bare' END)", "text", "''"),
+    "size": _Field("m.size", "bigint", "-1"),
+    "md5": _Field("m.digests ->> 'md5'", "text"),
+    "strongest": _Field("coalesce(m.digests ->> 'sha512', m.digests ->> 'sha256')", "text"),
+    "min_disk": _Field("i.min_disk", "integer"),
+    "min_ram": _Field("i.min_ram", "integer"),
+    "protected": _Field("i.protected", "boolean"),
+    "hidden": _Field("i.hidden", "boolean"),
+    "created_at": _Field("date_trunc('second', i.created_at)", "timestamptz"),
+    "updated_at": _Field("date_trunc('second', i.updated_at)", "timestamptz"),
+}
+SEARCHED = frozenset(_FIELDS)
+"""Fields that a condition may be about. ``md5`` and ``strongest`` are digests: ``strongest`` is SHA-512, else SHA-256."""
+
+SORTED = frozenset(("id", "name", "status", "disk_format", "container_format", "size", "created_at", "updated_at"))
+
+_FROM = """FROM images i LEFT JOIN LATERAL (
+    SELECT ib.format, b.size, b.digests FROM image_blobs ib JOIN blobs b ON b.id = ib.blob_id
+    WHERE ib.image_id = i.id AND b.state = 'active' ORDER BY ib.format IS DISTINCT FROM i.disk_format, ib.format LIMIT 1) m ON true"""
+
+_MEMBER = """(i.shared AND i.visibility = 'private' AND EXISTS (
+    SELECT FROM image_members im WHERE im.image_id = i.id AND im.project = {asker} AND ({answer}::text IS NULL OR im.status = {answer})))"""
+
+_FOR_ALL = "(i.visibility IN ('public', 'community') AND (i.vetting IS NULL OR i.vetting = 'approved'))"
+
+
+class Condition(NamedTuple):
+    """One field compared with a value of its type; with ``in``, with each of a list."""
+
+    field: str
+    comparison: Comparison
+    value: str | int | bool | datetime | Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is looked for. `sort` names fields of `SORTED`, each with whether the largest comes first."""
+
+    limit: int
+    conditions: tuple[Condition, ...] = ()
+    properties: Mapping[str, str] = field(default_factory=dict)
+    """Properties that an image must have, with their values."""
+    tags: tuple[str, ...] = ()
+    """It must have all of them."""
+    visibility: str | None = None
+    """``None``: whatever is listed without asking for more; ``all``: community images too."""
+    member_status: str | None = "accepted"
+    """Of images that are shared with who asks: only those that it gave this answer to; ``None``: all."""
+    sort: tuple[tuple[str, bool], ...] = ()
+    marker: UUID | None = None
+
+
+class _Values:
+    """The values of a statement, and how it names them."""
+
+    def __init__(self) -> None:
+        self.given: list[Any] = []
+
+    def add(self, value: Any) -> str:
+        self.given.append(value)
+        return f"${len(self.given)}"
+
+
+async def search(db: Any, wanted: Search, project: str, *, everything: bool) -> list[UUID] | None:
+    """The ids of a page of images that `project` may list (`everything`: all images), in order.
+
+    ``None`` when the marker is no image that it may list.
+    """
+    values = _Values()
+    listed = _listed(wanted, project, everything, values)
+    order = [*wanted.sort, *((name, True) for name in ("created_at", "id") if name not in dict(wanted.sort))]
+    where = [listed, *_fitting(wanted, values)]
+    before = beside = ""
+    if wanted.marker is not None:
+        marked = ", ".join(f"{_sorted(name)} AS k{index}" for index, (name, _) in enumerate(order))
+        before = f"WITH mark AS (SELECT {marked} {_FROM} WHERE i.id = {values.add(wanted.marker)} AND {listed}) "
+        beside = "CROSS JOIN mark"
+        where.append(_after(order))
+    by = ", ".join(f"{_sorted(name)} {'DESC' if descending else 'ASC'}" for name, descending in order)
+    statement = f"{before}SELECT i.id {_FROM} {beside} WHERE {' AND '.join(where)} ORDER BY {by} LIMIT {values.add(wanted.limit)}"
+    with reachable():
+        rows = await db.fetch(statement, *values.given)
+        if not rows and wanted.marker is not None and not await _is_listed(db, wanted, project, everything):
+            return None
+    return [row[0] for row in rows]
+
+
+async def _is_listed(db: Any, wanted: Search, project: str, everything: bool) -> bool:
+    values = _Values()
+    listed = _listed(wanted, project, everything, values)
+    found: bool = await db.fetchval(f"SELECT EXISTS (SELECT {_FROM} WHERE i.id = {values.add(wanted.marker)} AND {listed})", *values.given)
+    return found
+
+
+def _listed(wanted: Search, project: str, everything: bool, values: _Values) -> str:
+    """What may be listed, as far as the search's visibility goes."""
+    asker = values.add(project)
+    own = f"i.project = {asker}"
+    stored = {"private": "i.visibility = 'private' AND NOT i.shared", "shared": "i.visibility = 'private' AND i.shared"}
+    chosen = "true"
+    if wanted.visibility is None:
+        chosen = f"(i.visibility <> 'community' OR {own})"
+    elif wanted.visibility != "all":
+        chosen = stored.get(wanted.visibility) or f"i.visibility = {values.add(wanted.visibility)}"
+    if everything:
+        return f"({chosen})"
+    member = _MEMBER.format(asker=asker, answer=values.add(wanted.member_status))
+    return f"({chosen}) AND ({own} OR {_FOR_ALL} OR {member})"
+
+
+def _fitting(wanted: Search, values: _Values) -> list[str]:
+    """The conditions."""
+    found = []
+    for name, comparison, value in wanted.conditions:
+        sql, type, _ = _FIELDS[name]
+        if comparison == "in":
+            found.append(f"{sql} = ANY ({values.add(value)}::{type}[])")
+        else:
+            found.append(f"{sql} {_COMPARISONS[comparison]} {values.add(value)}::{type}")
+    if wanted.properties:
+        found.append(f"i.properties @> {values.add(dict(wanted.properties))}::jsonb")
+    if wanted.tags:
+        found.append(f"i.tags @> {values.add(list(wanted.tags))}::text[]")
+    return found
+
+
+def _sorted(name: str) -> str:
+    """What is sorted by a field; instants in full."""
+    if name in ("created_at", "updated_at"):
+        return f"i.{name}"
+    sql, _, nothing = _FIELDS[name]
+    return sql if nothing is None else f"coalesce({sql}, {nothing})"
+
+
+def _after(order: Sequence[tuple[str, bool]]) -> str:
+    """Whether an image comes after the marker: greater, or smaller, in the first field in which the two differ."""
+    alternatives = []
+    for index, (name, descending) in enumerate(order):
+        same = [f"{_sorted(before)} = k{number}" for number, (before, _) in enumerate(order[:index])]
+        alternatives.append(" AND ".join([*same, f"{_sorted(name)} {'<' if descending else '>'} k{index}"]))
+    return "(" + " OR ".join(f"({each})" for each in alternatives) + ")"

@@ -1,0 +1,63 @@
+"""GET of an image's bytes: a redirect to a store, where that may be.
+
+Rules
+- These clients send their token on to wherever they are redirected. So only stores that an administrator trusts with tokens are
+  redirected to (setting ``tokens: trusted``); where an image has no copy at one, 409 says what to do.
+- What is redirected to is the ticket that POST /v1/tickets would give for those stores: ranked, leased, recorded. Who asks again without
+  a word may have been failed by the first store (`broker.service.repeats`).
+- An image without bytes answers 204.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from broker import permit
+from broker.errors import Conflict
+from broker.model import TOKENS, new_ids
+from broker.service import negotiate
+from broker.web import redirect
+from broker.web.call import Answer, Call
+from broker.web.glance.attributes import main_format
+from broker.web.glance.images import found
+
+__all__ = ["glance_download_image"]
+
+_HOW = (
+    "No copy of this image lies at a store that is trusted with tokens, and your client would send its token on to the store. "
+    "Ask for a ticket instead (POST /v1/tickets with this image, or `broker get`), "
+    "or have an administrator set tokens: trusted for a store."
+)
+
+
+async def glance_download_image(call: Call) -> Answer:
+    image = (await found(call)).body
+    format = main_format(image)
+    if image["status"] == "queued" or format is None:
+        return Answer(204)
+    call.context.pace.count(call.client.principal.project, 1)
+    trusted = _trusted(call)
+    if not trusted:
+        raise Conflict(_HOW)
+    asked: dict[str, Any] = {
+        "operation": "download", "image": image["id"], "formats": [format], "count": 1, "only": trusted, "schemes": ["https", "http"],
+    }  # fmt: skip
+    if prefer := [name for name in call.query.get("prefer", "").split(",") if name in trusted]:
+        asked["prefer"] = prefer
+    made = await negotiate.download(call.context, call.client, asked, new_ids(1, call.context.clock())[0])
+    ticket: dict[str, Any] = orjson.loads(orjson.dumps(made))
+    sources = redirect.openable(ticket)
+    if not sources:
+        raise Conflict(_HOW)
+    return Answer(302, None, redirect.redirect(sources[:1], ticket["blob"]["digests"]))
+
+
+def _trusted(call: Call) -> list[str]:
+    """The stores that clients of this principal may be sent to with their tokens."""
+    return [
+        name
+        for name, store in call.context.memory.stores().items()
+        if store.settings.get(TOKENS) == "trusted" and permit.may_see_store(call.client.principal, store)
+    ]

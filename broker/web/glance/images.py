@@ -1,0 +1,109 @@
+"""Images: list, make, show, change, delete; their tags; and whether they are given out.
+
+Whoever asks for what is no UUID is told that there is no such image. Deleting answers 204 whatever becomes of the bytes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from broker.errors import Forbidden, NotFound
+from broker.service import images
+from broker.service.listing import Versioned
+from broker.web.call import Answer, Call
+from broker.web.glance import attributes, patch, search
+
+__all__ = [
+    "glance_add_tag", "glance_create_image", "glance_deactivate_image", "glance_delete_image", "glance_delete_tag", "glance_get_image",
+    "glance_list_images", "glance_reactivate_image", "glance_update_image",
+]  # fmt: skip
+
+
+async def glance_list_images(call: Call) -> Answer:
+    wanted = search.read(call.query)
+    page: dict[str, Any] = {"images": []} if wanted.limit == 0 else await images.search_images(call.context, call.client, wanted)
+    shown = [attributes.show(image) for image in page["images"]]
+    return Answer(200, {"images": shown, **search.links(call.query, page.get("next"))})
+
+
+async def glance_create_image(call: Call) -> Answer:
+    request = attributes.read_new(call.body)
+    made = await call.create(partial(images.create_image, call.context, call.client, request))
+    shown = attributes.show(made.body)
+    return Answer(201, shown, {"Location": shown["self"]})
+
+
+async def glance_get_image(call: Call) -> Answer:
+    return Answer(200, attributes.show((await found(call)).body))
+
+
+async def glance_update_image(call: Call) -> Answer:
+    image = await found(call)
+    media_type = call.media_type or patch.V21
+    changed = patch.apply(image.body, patch.read(call.body, media_type), media_type)
+    if changed.locations:
+        raise Forbidden("Locations are not changed by this API.", field="locations")
+    return Answer(200, attributes.show(await _change(call, image, changed.request)))
+
+
+async def glance_delete_image(call: Call) -> Answer:
+    await images.delete_image(call.context, call.client, image_id(call), None)
+    return Answer(204)
+
+
+async def glance_deactivate_image(call: Call) -> Answer:
+    return await _set_status(call, "deactivated")
+
+
+async def glance_reactivate_image(call: Call) -> Answer:
+    return await _set_status(call, "active")
+
+
+async def glance_add_tag(call: Call) -> Answer:
+    image = await found(call)
+    tags, tag = image.body["tags"], call.path["tag"]
+    attributes.check_value("tags", [tag])
+    if tag not in tags:
+        attributes.check_amount((), [*tags, tag])
+        await _change(call, image, {"tags": [*tags, tag]})
+    return Answer(204)
+
+
+async def glance_delete_tag(call: Call) -> Answer:
+    image = await found(call)
+    tags, tag = image.body["tags"], call.path["tag"]
+    if tag not in tags:
+        raise NotFound("The image has no such tag.")
+    await _change(call, image, {"tags": [other for other in tags if other != tag]})
+    return Answer(204)
+
+
+def image_id(call: Call) -> UUID:
+    """The image in the path. Raises `NotFound` for what is no UUID."""
+    try:
+        return UUID(call.path["image_id"])
+    except ValueError:
+        raise NotFound("No such image.") from None
+
+
+async def found(call: Call) -> Versioned:
+    """The image in the path. Raises `NotFound`."""
+    return await images.get_image(call.context, call.client, image_id(call))
+
+
+async def _change(call: Call, image: Versioned, request: dict[str, Any]) -> dict[str, Any]:
+    """Change the image as it was read: of two who change it at once, the slower one gets 409."""
+    if not request:
+        return image.body
+    return (await images.change_image(call.context, call.client, UUID(image.body["id"]), image.version, request)).body
+
+
+async def _set_status(call: Call, status: str) -> Answer:
+    image = await found(call)
+    now = attributes.STATUSES[image.body["status"]]
+    if now not in ("active", "deactivated"):
+        raise Forbidden(f"Not allowed to change an image in status '{now}' to '{status}'.")
+    await _change(call, image, {"status": status})
+    return Answer(204)
