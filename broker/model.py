@@ -274,6 +274,9 @@ WEAK_UPLOADS = "weak_uploads"
 TOKENS = "tokens"
 """A setting of every kind of store: ``trusted`` when clients may be redirected there that send their bearer tokens on."""
 
+CACHE = "cache"
+"""A setting of every kind of store: ``yes`` for one that gets a copy of every image that is queued for caching."""
+
 
 class SlotRange(NamedTuple):
     """Between these the broker itself looks for the number of slots at which a store moves the most (`broker.adapt`)."""

@@ -147,6 +147,23 @@ def reverify(blob: Blob, observation: Observation | None, policy: VerifyPolicy, 
     return Recheck(ReplicaState.CORRUPT if forgotten else None, result)
 
 
+def adopted(said: Digests, observation: Observation, policy: VerifyPolicy) -> tuple[Declaration, Accepted] | Mismatched | Unproven:
+    """What an object that lies at a store already is, when it becomes a blob: its size and whatever digests the store computed, of the
+    whole or of equal parts, and beside them what is said of it. The store's word is the declaration: without any, nothing is adopted.
+    """
+    parts = observation.parts
+    tiles = len(parts) > 0 and len({part.size for part in parts[:-1]} | {parts[0].size}) == 1 and parts[-1].size <= parts[0].size
+    pieces = None
+    if tiles and all("md5" in part.digests for part in parts) and sum(part.size for part in parts) == observation.size:
+        pieces = Pieces(parts[0].size, "md5", tuple(part.digests["md5"] for part in parts))
+    declaration = Declaration(observation.size, {**normalised(observation.digests), **normalised(said)}, pieces)
+    problems = declaration_problems(declaration)
+    if problems:
+        return Unproven(f"its {problems[0].field} is not {problems[0].expected}")
+    found = verdict(declaration, observation, policy)
+    return (declaration, found) if isinstance(found, Accepted) else found
+
+
 def combined(start: Declaration, commit: Declaration) -> Declaration | Mismatched:
     """What both declarations of an upload say together. What was declared at the start binds: a commit adds, it does not change.
 

@@ -84,6 +84,12 @@ async def due(db: Any, limit: int) -> Sequence[Deletion]:
     return [_deletion(row) for row in sorted(rows, key=lambda row: row["id"])]
 
 
+async def pending_bytes(db: Any, store_id: int) -> int:
+    """What a store will have back once everything that is scheduled there is gone."""
+    with reachable():
+        return int(await db.fetchval("SELECT coalesce(sum(frees), 0) FROM deletions WHERE store_id = $1", store_id))
+
+
 async def done(db: Any, deletion: Deletion) -> None:
     """The store has it no more: give back the space, forget the replica. Calling it twice changes nothing."""
     with reachable():

@@ -97,6 +97,36 @@ async def page(
     return [_record(row) for row in rows]
 
 
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """An image of which there are cached replicas: how large its bytes are, and when the latest of them was registered."""
+
+    image: UUID
+    size: int
+    at: float
+
+
+async def cached_images(db: Any, limit: int) -> list[Cached]:
+    """Up to `limit` images with active replicas of purpose ``cache``, by id."""
+    with reachable():
+        rows = await db.fetch(
+            """SELECT ib.image_id, max(b.size) AS size, extract(epoch FROM max(r.created_at))::float8 AS at
+               FROM replicas r JOIN blobs b ON b.id = r.blob_id JOIN image_blobs ib ON ib.blob_id = b.id
+               WHERE r.purpose = 'cache' AND r.state = 'active' GROUP BY ib.image_id ORDER BY ib.image_id LIMIT $1""",
+            limit,
+        )
+    return [Cached(row["image_id"], row["size"], row["at"]) for row in rows]
+
+
+async def sizes(db: Any, ids: list[UUID]) -> dict[UUID, int]:
+    """How large the blobs of these replicas are."""
+    with reachable():
+        rows = await db.fetch(
+            "SELECT r.id, coalesce(b.size, 0) FROM replicas r JOIN blobs b ON b.id = r.blob_id WHERE r.id = ANY ($1::uuid[])", ids
+        )
+    return dict(map(tuple, rows))
+
+
 async def insert(connection: Any, replica: Replica, store_id: int, subject: str) -> ReplicaRecord:
     """Keep a replica whose blob the caller has locked, observed just now unless `observed_by` is ``None``, and count its space.
 

@@ -1,4 +1,4 @@
-"""`broker ls`: images, stores, replicas, sites, and what was observed between them."""
+"""`broker ls`: images, stores, replicas, copies that were asked for, sites, and what was observed between them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from broker.cli import exits
 from broker.cli.connection import Connection, connected, print_json
 from broker.cli.display import print_table
-from broker.client.answers import Image, Path, Replica, Site, Store
+from broker.client.answers import Copy, Image, Path, Replica, Site, Store
 from broker.client.api import Broker
 from broker.units import seconds_text, size_text
 
@@ -18,6 +18,7 @@ _FILTERS = {
     "images": ("name", "visibility", "status", "project", "format"),
     "stores": ("site", "kind"),
     "replicas": ("store", "purpose", "state"),
+    "copies": ("purpose", "state"),
     "sites": (),
     "paths": ("site", "store"),
 }
@@ -33,12 +34,12 @@ _FILTERS = {
 @click.option("--site", help="Stores or paths at this site.")
 @click.option("--kind", help="Stores of this kind.")
 @click.option("--store", help="Replicas or paths of this store.")
-@click.option("--purpose", type=click.Choice(["origin", "cache"]), help="Replicas for this purpose.")
-@click.option("--state", help="Replicas in this state.")
+@click.option("--purpose", type=click.Choice(["origin", "cache"]), help="Replicas or copies for this purpose.")
+@click.option("--state", help="Replicas or copies in this state.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document a line, whole.")
 @connected
 def command(connection: Connection, what: str, as_json: bool, **filters: str | None) -> None:
-    """List WHAT: images (the default), stores, replicas, sites or paths. Off a terminal, columns are parted by tabs."""
+    """List WHAT: images (the default), stores, replicas, copies, sites or paths. Off a terminal, columns are parted by tabs."""
     given = {name: value for name, value in filters.items() if value is not None}
     for name in given.keys() - set(_FILTERS[what]):
         raise click.UsageError(f"--{name} is no filter for {what}")
@@ -62,6 +63,8 @@ def _items(broker: Broker, what: str, filters: Mapping[str, str]) -> AsyncIterat
             return broker.stores(**filters)
         case "replicas":
             return broker.replicas(**filters)
+        case "copies":
+            return broker.copies(**filters)
         case "sites":
             return broker.sites()
         case "paths":
@@ -84,6 +87,11 @@ def _replica(replica: Replica) -> tuple[object, ...]:
     return replica.id, replica.blob, replica.store, replica.site, replica.purpose, replica.state, "yes" if replica.deletable else "no"
 
 
+def _copy(copy: Copy) -> tuple[object, ...]:
+    done = f"{size_text(copy.bytes)} of {size_text(copy.size)}" if copy.size else ""
+    return copy.id, copy.image, copy.store, copy.purpose, copy.state, copy.problem or done
+
+
 def _site(site: Site) -> tuple[object, ...]:
     return site.path, site.description, " ".join(site.networks)
 
@@ -98,6 +106,7 @@ _TABLES: Mapping[str, tuple[tuple[str, ...], Callable[[Any], tuple[object, ...]]
     "images": (("id", "name", "status", "visibility", "project", "formats"), _image),
     "stores": (("name", "kind", "site", "endpoint", "exposure", "use"), store_row),
     "replicas": (("id", "blob", "store", "site", "purpose", "state", "deletable"), _replica),
+    "copies": (("id", "image", "store", "purpose", "state", "progress"), _copy),
     "sites": (("path", "description", "networks"), _site),
     "paths": (("site", "store", "direction", "rate", "setup", "success", "weight"), _path),
 }

@@ -14,6 +14,7 @@ COMMANDS = {
     "put": "Upload a file as an image.",
     "get": "Download an image, verified.",
     "copy": "Copy an image to one more store.",
+    "agent": "Make the copies that were asked for, one after the other.",
     "ls": "List images, stores, replicas, sites, paths.",
     "show": "Show an image, its blobs and where they lie.",
     "ticket": "Ask for a ticket and show it.",

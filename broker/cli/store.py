@@ -19,7 +19,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _CLEARED = "none"
 _SETTINGS = (
-    "s3: bucket, region, style; swift: account, container, segments_container, digest; http: audience; each: prefix, weak_uploads. "
+    "s3: bucket, region, style; swift: account, container, segments_container, digest; http: audience; each: prefix, weak_uploads, cache. "
     "May be repeated."
 )
 

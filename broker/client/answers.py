@@ -289,6 +289,30 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy that was asked for. `turn` names the taking that this agent's reports belong to."""
+
+    id: UUID
+    image: UUID
+    blob: UUID
+    store: str
+    purpose: str
+    state: str
+    turn: int
+    bytes: int
+    size: int | None
+    problem: str
+    document: Document = field(repr=False)
+
+    @classmethod
+    def read(cls, document: Document) -> Self:
+        return cls(
+            UUID(document["id"]), UUID(document["image"]), UUID(document["blob"]), document["store"], document["purpose"],
+            document["state"], document["turn"], document["bytes"], document.get("size"), document.get("problem", ""), document,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """An upload that was accepted: its replica is active."""
 

@@ -27,6 +27,7 @@ from broker.client import answers, settings
 from broker.client.answers import (
     Blob,
     Committed,
+    Copy,
     Explanation,
     Image,
     Part,
@@ -259,6 +260,32 @@ class Broker:
 
     async def delete_replica(self, id: UUID, etag: str) -> None:
         await self._ask("DELETE", f"/v1/replicas/{id}", etag=etag)
+
+    # --- copies ---
+
+    def copies(self, **filters: str | None) -> AsyncIterator[Copy]:
+        """All copies that match: by image, state, purpose."""
+        return self._pages("/v1/copies", "copies", filters, Copy.read)
+
+    async def create_copy(self, copy: Body) -> Copy:
+        """Ask for one: ``{"image", "store", "format"?, "purpose"?}``."""
+        return Copy.read((await self._ask("POST", "/v1/copies", copy))[0])
+
+    async def copy(self, id: UUID) -> Copy:
+        return Copy.read((await self._ask("GET", f"/v1/copies/{id}"))[0])
+
+    async def cancel_copy(self, id: UUID) -> None:
+        await self._ask("DELETE", f"/v1/copies/{id}")
+
+    async def take_copy(self, stores: Sequence[str] = ()) -> Copy | None:
+        """The next one to make, to one of `stores` if any are named; ``None`` while none waits."""
+        document, _ = await self._ask("POST", "/v1/copies:take", _given({"stores": list(stores)}))
+        return Copy.read(document) if document else None
+
+    async def report_copy(self, id: UUID, turn: int, outcome: str, *, bytes: int = 0, problem: str = "") -> Copy:
+        """How it goes or went: ``running``, ``ok`` or ``failed``."""
+        body = {"turn": turn, "outcome": outcome, "bytes": bytes, **_given({"problem": _printable(problem)})}
+        return Copy.read((await self._ask("POST", f"/v1/copies/{id}/report", body))[0])
 
     # --- stores, sites, paths ---
 

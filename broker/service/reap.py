@@ -15,7 +15,7 @@ import asyncio
 import structlog
 
 from broker import errors
-from broker.catalog import blobs, deletions, leases, upload_ends
+from broker.catalog import blobs, copies, deletions, leases, upload_ends
 from broker.catalog.deletions import EVERY_MULTIPART, Deletion
 from broker.catalog.transaction import transaction
 from broker.service.context import Context
@@ -38,6 +38,7 @@ async def reap(context: Context) -> dict[str, int]:
     async with transaction(context.db) as connection:
         done["forgotten"] = await upload_ends.forget_ended(connection, KEPT_SECONDS, _BATCH)
     done["blobs"] = await blobs.forget_deleted(context.db)
+    await copies.expire(context.db)
     return done
 
 

@@ -82,8 +82,8 @@ async def register_replica(context: Context, client: Client, blob: UUID, request
     if claim.repeated and (known := await replicas.get(context.db, claim.id)) is not None:
         return _shown(client, known)
     view = await _writable_blob(context, client, blob)
-    store = _store(context, client, request["store"], request.get("deletable", False))
-    key = _key(client, request["key"])
+    store = writable_store(context, client, request["store"], request.get("deletable", False))
+    key = allowed_key(client, request["key"])
     declared = await blobs.get(context.db, view.blob.id)
     if declared is None or declared.state is BlobState.DELETING or declared.size is None:
         raise errors.Conflict("This blob takes no replicas: it is being deleted, or nothing has been declared of it yet.")
@@ -121,8 +121,8 @@ async def change_replica(context: Context, client: Client, id: UUID, version: in
         raise errors.Conflict(f"The replica is {state.value}.")
     deletable = request.get("deletable", replica.deletable)
     if deletable and not replica.deletable:
-        _store(context, client, replica.store, True)
-        _key(client, replica.key)
+        writable_store(context, client, replica.store, True)
+        allowed_key(client, replica.key)
     if request.get("state") == ReplicaState.CORRUPT:
         state = ReplicaState.CORRUPT
     elif request.get("state") == ReplicaState.ACTIVE:
@@ -194,7 +194,7 @@ async def _writable_blob(context: Context, client: Client, id: UUID) -> BlobView
     return view
 
 
-def _store(context: Context, client: Client, name: str, deletable: bool) -> Store:
+def writable_store(context: Context, client: Client, name: str, deletable: bool) -> Store:
     """The store, if this principal may register replicas there. Raises `NotFound` (also for what it may not know) and `Forbidden`."""
     principal = client.principal
     store = context.memory.store(name)
@@ -205,7 +205,7 @@ def _store(context: Context, client: Client, name: str, deletable: bool) -> Stor
     raise errors.Forbidden("You may not write this store.", field="store", expected="a store that is enabled and writable")
 
 
-def _key(client: Client, key: str) -> str:
+def allowed_key(client: Client, key: str) -> str:
     """The key, if it can be one and this principal may name it. Raises `Invalid` and `Forbidden`."""
     if len(key.encode()) > MAX_KEY_BYTES or any(segment in ("", ".", "..") for segment in key.split("/")) or not key.isprintable():
         raise errors.Invalid(

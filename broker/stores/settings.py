@@ -10,12 +10,16 @@ from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 from broker.errors import Invalid
-from broker.model import TOKENS, WEAK_UPLOADS, Store
+from broker.model import CACHE, TOKENS, WEAK_UPLOADS, Store
 
-_MANNER = ("region", "style", "digest", "audience", "segments_container", TOKENS)
+_MANNER = ("region", "style", "digest", "audience", "segments_container", TOKENS, CACHE)
 """Settings that say how a place is spoken to, not where it is."""
 
-_OF_EVERY_KIND: Mapping[str, tuple[str, str]] = {WEAK_UPLOADS: ("allowed", "refused"), TOKENS: ("trusted", "withheld")}
+_OF_EVERY_KIND: Mapping[str, tuple[str, str]] = {
+    WEAK_UPLOADS: ("allowed", "refused"),
+    TOKENS: ("trusted", "withheld"),
+    CACHE: ("yes", "no"),
+}
 """Settings that every kind has, with what they may be."""
 
 _PORTS = {"http": 80, "https": 443}

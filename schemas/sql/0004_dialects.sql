@@ -49,3 +49,26 @@ BEGIN
     RETURN NULL;
 END $$;
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE ON image_members FOR EACH ROW EXECUTE FUNCTION record_member();
+
+-- Copies (broker/catalog/copies.py): replicas that agents are asked to make. Who takes one has it until taken_until and renews that;
+-- attempts counts the takers, and names the present one's turn.
+CREATE TABLE copies (
+    id          uuid PRIMARY KEY,
+    image_id    uuid NOT NULL REFERENCES images (id) ON DELETE CASCADE,
+    blob_id     uuid NOT NULL REFERENCES blobs (id) ON DELETE CASCADE,
+    store_id    integer NOT NULL REFERENCES stores (id) ON DELETE CASCADE,
+    purpose     text NOT NULL DEFAULT 'origin' CHECK (purpose IN ('origin', 'cache')),
+    project     text NOT NULL,
+    subject     text NOT NULL,
+    state       text NOT NULL DEFAULT 'queued' CHECK (state IN ('queued', 'running', 'done', 'failed')),
+    agent       text,
+    taken_until timestamptz,
+    attempts    integer NOT NULL DEFAULT 0,
+    bytes       bigint NOT NULL DEFAULT 0 CHECK (bytes >= 0),
+    problem     text,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    updated_at  timestamptz NOT NULL DEFAULT now()
+);
+CREATE UNIQUE INDEX copies_under_way ON copies (blob_id, store_id) WHERE state IN ('queued', 'running');
+CREATE INDEX copies_by_image ON copies (image_id, id);
+CREATE INDEX copies_by_store ON copies (store_id);

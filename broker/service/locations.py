@@ -1,0 +1,203 @@
+"""Locations of an image: its replicas, named by URLs as Glance's clients name them.
+
+Rules
+- A URL is only compared with the registered stores that the principal may know (`broker.stores.location`). What it names is looked
+  at by the broker before it counts, exactly as a replica that is registered by store and key, and by the same rules of who may
+  register what (`broker.service.replicas`).
+- The first location of an image without bytes says what its bytes are: what the store computed of them, together with the digests
+  that the request tells. A store that tells no digest proves nothing, and its objects are refused. From then on nothing can change
+  what the image is: further locations hold the same bytes, and the last good one stays (OSSN-0065).
+- Shown are active replicas on stores that one may know, to administrators, services, and the project that registered them (OSSN-0090).
+- What a location was added for is never deleted with it: the right to delete the bytes is delegated by /v1 only (M10).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from broker import errors, permit, verify
+from broker.catalog import blobs, images, replicas, uploads
+from broker.catalog.replicas import ReplicaRecord
+from broker.catalog.transaction import transaction
+from broker.model import Blob, BlobState, Client, Digests, Exposure, Image, ImageStatus, Purpose, Replica, ReplicaState, Role, Store, new_id
+from broker.service import replicas as replica_service
+from broker.service.context import Context
+from broker.service.idempotency import Claim
+from broker.stores.location import Location, locate, url_of
+
+DEFAULT_FORMAT = "raw"
+"""Of bytes whose image does not say what they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A location of an image as its URL, and the replica behind it at the version that was read."""
+
+    url: str
+    store: str
+    replica: UUID
+    version: int
+
+
+async def list_locations(context: Context, client: Client, image: Image) -> list[Shown]:
+    """The locations of a visible image's bytes that this principal may know, in the order of their registration."""
+    blob = image.blobs.get(main_format(image))
+    if blob is None:
+        return []
+    return [shown for record in await replicas.of_blobs(context.db, [blob]) if (shown := _shown(context, client, record)) is not None]
+
+
+async def store_names(context: Context, client: Client, blob: UUID) -> list[str]:
+    """The stores that hold the blob, of those that this principal may know."""
+    found = await replicas.of_blobs(context.db, [blob])
+    good = (record for record in found if record.replica.state is ReplicaState.ACTIVE and _known(client, record.exposure))
+    return sorted({record.replica.store for record in good})
+
+
+async def add_location(context: Context, client: Client, id: UUID, url: str, said: Digests, *, store: str | None = None) -> None:
+    """Make the object at `url` a replica of the image, or the image's bytes when it has none. `said`: digests told of it; `store`:
+    the store that it is said to be at.
+
+    Raises `NotFound`, `Forbidden`, `Invalid` (the URL, a digest), `Conflict` (it is in use; a deactivated image), `NotUploaded`,
+    `Mismatch`, `Unverifiable`, `StoreUnavailable`.
+    """
+    image = await _addable(context, client, id)
+    problems = verify.digest_problems(said, "validation_data")
+    if problems:
+        raise errors.Invalid("The digest cannot be right.", field=problems[0].field, expected=problems[0].expected)
+    place = locate_for(context, client, url)
+    if store is not None and store != place.store.name:
+        raise errors.Invalid("The URL names an object at another store.", field="metadata.store", expected=place.store.name)
+    blob_id = image.blobs.get(main_format(image))
+    blob = None if blob_id is None else await blobs.get(context.db, blob_id)
+    if blob is None or blob.state is BlobState.QUEUED:
+        await _adopt(context, client, image, blob, place, said)
+        return
+    difference = verify.combined(verify.Declaration(digests=blob.digests), verify.Declaration(digests=said))
+    if isinstance(difference, verify.Mismatched):
+        raise errors.Mismatch("The image has other bytes.", field=difference.field, expected=difference.declared)
+    wanted = {"store": place.store.name, "key": place.key}
+    await replica_service.register_replica(context, client, blob.id, wanted, Claim(new_id(context.clock())))
+
+
+async def remove_location(context: Context, client: Client, shown: Shown) -> None:
+    """Forget the replica behind a location. Raises `NotFound`, `Forbidden`, `PreconditionFailed` and `LastReplica`."""
+    await replica_service.delete_replica(context, client, shown.replica, shown.version)
+
+
+async def remove_from_store(context: Context, client: Client, id: UUID, store: str) -> None:
+    """Forget the replicas of the image at a store, whose bytes are deleted where that was delegated.
+
+    Raises `NotFound` (the image, the store, or the one at the other), `Forbidden`, `LastReplica`.
+    """
+    image = await visible(context, client, id)
+    registered = context.memory.store(store)
+    if registered is None or not permit.may_see_store(client.principal, registered):
+        raise errors.NotFound("No such store.", field="store")
+    found = await replicas.of_blobs(context.db, list(image.blobs.values()))
+    here = [record for record in found if record.replica.store == store and record.replica.state is not ReplicaState.DELETING]
+    if not here:
+        raise errors.NotFound("The image is not in this store.", field="store")
+    if not permit.may_change_image(client.principal, image.project):
+        raise errors.Forbidden("This image belongs to another project, or your role may not write.")
+    for record in here:
+        await replica_service.delete_replica(context, client, record.replica.id, record.replica.version)
+
+
+def locate_for(context: Context, client: Client, url: str) -> Location:
+    """The store, of those that this principal may know, and the key that `url` names. Raises `Invalid`."""
+    principal = client.principal
+    known = [store for store in context.memory.stores().values() if permit.may_see_store(principal, store)]
+    return locate(url, known, internal=principal.sees_private_stores)
+
+
+def main_format(image: Image) -> str:
+    """The format of an image's bytes where an image has one kind of bytes: what it declares, else the only one it has."""
+    if image.disk_format is not None and (image.disk_format in image.blobs or not image.blobs):
+        return image.disk_format
+    return next(iter(image.blobs)) if len(image.blobs) == 1 else image.disk_format or DEFAULT_FORMAT
+
+
+async def visible(context: Context, client: Client, id: UUID) -> Image:
+    """The image as the catalogue has it now. Raises `NotFound`."""
+    image = await images.get(context.db, id)
+    if image is None or not permit.may_see_image(client.principal, image.project, image.visibility):
+        raise errors.NotFound("No such image.")
+    return image
+
+
+async def _addable(context: Context, client: Client, id: UUID) -> Image:
+    """The image, if this principal may add locations to it. Raises `NotFound`, `Forbidden`, `Conflict`."""
+    image, principal = await visible(context, client, id), client.principal
+    # A service adds what it has made for somebody else: a snapshot of a volume, say.
+    if not permit.may_change_image(principal, image.project) and principal.role is not Role.SERVICE:
+        raise errors.Forbidden("This image belongs to another project, or your role may not write.")
+    if image.status not in (ImageStatus.QUEUED, ImageStatus.ACTIVE) and principal.role is not Role.ADMIN:
+        raise errors.Conflict(f"The image is {image.status.value}.", field="status", expected="a queued or active image")
+    return image
+
+
+async def _adopt(context: Context, client: Client, image: Image, queued: Blob | None, place: Location, said: Digests) -> None:
+    """Make the object the bytes of an image that has none. Raises what `add_location` raises."""
+    store = replica_service.writable_store(context, client, place.store.name, False)
+    key = replica_service.allowed_key(client, place.key)
+    if queued is not None and await uploads.under_way(context.db, queued.id):
+        raise errors.Conflict("The image's bytes are being uploaded.", field="status", expected="the end of the upload")
+    found = await context.memory.driver(store.name).stat(key)
+    if found is None:
+        raise errors.NotUploaded("The store has no object under this key.", field="url")
+    about = verify.adopted(said, found, context.policy.verify)
+    if isinstance(about, verify.Mismatched):
+        raise errors.Mismatch(
+            f"The object's {about.field} differs. Nothing was registered, nothing will be deleted.",
+            extra={"declared": {about.field: about.declared}, "observed": {about.field: about.observed}},
+        )
+    if isinstance(about, verify.Unproven):
+        raise errors.Unverifiable(f"The content cannot be verified: {about.reason}. Nothing was registered.")
+    blob = queued or Blob(new_id(context.clock()), None, {}, BlobState.QUEUED)
+    async with transaction(context.db) as connection:
+        if queued is None:
+            await blobs.insert(connection, blob)
+            await images.attach(connection, image.id, main_format(image), blob.id)
+        elif (await blobs.lock(connection, [blob.id])).get(blob.id) is not BlobState.QUEUED:
+            raise errors.Conflict("The image has changed meanwhile. Send the request again.")
+        await _register(context, connection, client, blob, Location(store, key), *about)
+    context.memory.forget("image", str(image.id))
+    context.memory.forget("blob", str(blob.id))
+
+
+async def _register(
+    context: Context, connection: Any, client: Client, blob: Blob, place: Location, about: verify.Declaration, proof: verify.Accepted
+) -> None:
+    assert about.size is not None
+    replica = Replica(
+        id=new_id(context.clock()),
+        blob_id=blob.id,
+        store=place.store.name,
+        key=place.key,
+        purpose=Purpose.ORIGIN,
+        state=ReplicaState.ACTIVE,
+        deletable=False,
+        project=client.principal.project,
+        observed_by=proof.observed_by,
+        observed_strength=",".join(dict.fromkeys((proof.strength, *proof.proven))),
+    )
+    await blobs.activate(connection, blob.id, about.size, about.digests, about.pieces)
+    await replicas.insert(connection, replica, place.store.id, client.principal.subject)
+
+
+def _known(client: Client, exposure: Exposure) -> bool:
+    return exposure is Exposure.PUBLIC or client.principal.sees_private_stores
+
+
+def _shown(context: Context, client: Client, record: ReplicaRecord) -> Shown | None:
+    replica, principal = record.replica, client.principal
+    store: Store | None = context.memory.store(replica.store)
+    if replica.state is not ReplicaState.ACTIVE or store is None or not permit.may_see_store(principal, store):
+        return None
+    if replica.project != principal.project and not principal.sees_private_stores:
+        return None
+    url = url_of(store, replica.key)
+    return None if url is None else Shown(url, replica.store, replica.id, replica.version)
