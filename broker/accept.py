@@ -7,6 +7,8 @@ Rules
 - A private store (M13) comes first: whoever must not see it learns no other reason.
 - Nothing is assumed of a store that was not probed: it has no abilities, so it is not offered.
 - Uploads go only to stores that enforce their URLs (invariant 8); where they do not, whoever holds any URL could write anything.
+- What is no URL of the network (a path, a volume) opens only where it is mounted: it is offered to clients that a token or a network
+  proves to be at the store's site, or below it, and that say by name that they can open it. A hint proves nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from uuid import UUID
 
 from broker.model import WEAK_UPLOADS, Abilities, Exposure, Operation, ReplicaState, Store
 from broker.paths import IDLE, Load
+from broker.sites import ancestors
 
 
 class Reason(StrEnum):
@@ -35,6 +38,8 @@ class Reason(StrEnum):
     MISSING = "missing"
     DELETING = "deleting"
     AVOIDED = "avoided"
+    NOT_MOUNTED = "not-mounted"
+    """Nothing proves that the client is where this path or volume is."""
     SCHEME = "scheme"
     """The client cannot open what this store gives."""
     RECENTLY_FAILED = "recently-failed"
@@ -64,6 +69,10 @@ _REPLICA_REASON: Mapping[ReplicaState, Reason] = {
 }
 
 
+NETWORK_SCHEMES = frozenset(("https", "http"))
+"""What every client is taken to open, wherever it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A place that could be offered: built once for a replica, or for a store as destination, and reused over requests.
@@ -74,7 +83,7 @@ class Candidate:
     store: str
     site: str
     scheme: str
-    """What a client must be able to open: ``https``, ``http``, …"""
+    """What a client must be able to open: ``https``, ``http``, ``file``, ``rbd``."""
     abilities: Abilities
     kind: str = ""
     exposure: Exposure = Exposure.PUBLIC
@@ -83,6 +92,8 @@ class Candidate:
     slots: int | None = None
     bandwidth: int | None = None
     store_id: int = 0
+    handed: bool = False
+    """Whether what it gives is no URL of the network: a path or a volume, which the broker itself cannot open."""
     replica: str | None = None
     """The id of the replica to read; ``None`` for a destination."""
     key: str = ""
@@ -121,6 +132,7 @@ class Request(NamedTuple):
 
     operation: Operation
     site: str | None = None
+    """Where the client is, or says that it is."""
     size: int | None = None
     project: str = ""
     sees_private: bool = False
@@ -136,6 +148,8 @@ class Request(NamedTuple):
     """Whether policy asks for a content digest to accept an upload (invariant 4)."""
     failed_until: Mapping[str, float] = MappingProxyType({})
     """Stores that failed this client, with the instant until which that excludes them."""
+    proven_site: str | None = None
+    """Where its token or its network proves it to be."""
 
     @property
     def is_choosy(self) -> bool:
@@ -158,6 +172,7 @@ def source(replica: Placed, store: Store, scheme: str) -> Candidate:
         bandwidth=store.read_bandwidth,
         store_id=store.id,
         replica=str(replica.id),
+        handed=scheme not in NETWORK_SCHEMES,
         key=replica.key,
         state=replica.state,
         project=replica.project,
@@ -200,7 +215,9 @@ def accept(request: Request, candidate: Candidate, load: Load, now: float) -> Re
     store = candidate.store
     if store in request.avoid:
         return Reason.AVOIDED
-    if request.schemes and candidate.scheme not in request.schemes:
+    if candidate.handed and candidate.site not in ancestors(request.proven_site):
+        return Reason.NOT_MOUNTED
+    if (request.schemes or candidate.handed) and candidate.scheme not in request.schemes:
         return Reason.SCHEME
     if request.failed_until and now < request.failed_until.get(store, -math.inf):
         return Reason.RECENTLY_FAILED
@@ -223,7 +240,7 @@ def _accept_read(request: Request, candidate: Candidate) -> Reason | None:
         own_unsealed = candidate.state is ReplicaState.UNSEALED and candidate.project and candidate.project == request.project
         if not own_unsealed:
             return _REPLICA_REASON[candidate.state]
-    return None if candidate.abilities.reads else Reason.NOT_READABLE
+    return None if candidate.abilities.reads or candidate.handed else Reason.NOT_READABLE
 
 
 def _accept_write(request: Request, candidate: Candidate, load: Load) -> Reason | None:

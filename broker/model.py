@@ -194,7 +194,7 @@ class Client(NamedTuple):
     instance: str
     address: str
     site: str | None
-    """Where the client is: from its token, else its network, else its hint; ``None`` when nobody knows."""
+    """Where the client is, as its token proves, else its network; ``None`` when neither does. A hint is no part of it."""
 
     @property
     def name(self) -> str:
@@ -403,7 +403,7 @@ NO_HEADERS: Mapping[str, str] = {}
 
 
 class Handle(NamedTuple):
-    """What a client opens: one method on one key of one store until `expires_at` (invariant 8)."""
+    """What a client opens: one method on one key of one store until `expires_at` (invariant 8). `url` may be a path or a volume."""
 
     method: str
     url: str

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -74,9 +75,7 @@ async def _get(
     progress = Progress()
     async with connection.open() as broker, shown(progress, f"get {image}", json=as_json, quiet=quiet):
         named = await resolve(broker, image)
-        wanted = Wanted(
-            named.image, named.blob, wanted.formats, wanted.only, wanted.prefer, wanted.avoid, wanted.site, wanted.parallel
-        )  # fmt: skip
+        wanted = replace(wanted, image=named.image, blob=named.blob)
         if output == "-":
             return await _to_stdout(broker, wanted, progress, stall)
         return await download(broker, wanted, _path(output, named.name), replace=force, progress=progress, stall_seconds=stall)

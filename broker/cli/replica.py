@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -9,10 +10,12 @@ import click
 
 from broker.cli import exits
 from broker.cli.connection import Connection, connected
-from broker.cli.display import print_table
+from broker.cli.display import print_table, shown
 from broker.cli.show import flattened
 from broker.client.answers import Replica
 from broker.client.api import Broker
+from broker.client.observe import algorithms, key_below, observe
+from broker.client.progress import Progress
 
 _PURPOSE = click.option(
     "--purpose", type=click.Choice(["origin", "cache"]), help="One of the blob's own copies, or one that may be evicted."
@@ -33,8 +36,42 @@ def command() -> None:
 @connected
 def add(connection: Connection, blob: UUID, store: str, key: str, purpose: str | None, deletable: bool) -> None:
     """Register the object KEY at STORE as a replica of BLOB. The broker looks at it before it counts."""
-    body = {"store": store, "key": key, "deletable": deletable} | ({"purpose": purpose} if purpose else {})
+    body = {"store": store, "key": key, "deletable": deletable} | _chosen(purpose)
     _show(exits.run(connection.ask(lambda broker: broker.register_replica(blob, body))))
+
+
+@command.command()
+@click.argument("blob", type=click.UUID)
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--store", required=True, help="The store, of kind path or rbd, where it lies.")
+@click.option("--key", help="Its key there; of a file on a mount that follows from its path.")
+@_PURPOSE
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@connected
+def register(connection: Connection, blob: UUID, file: Path, store: str, key: str | None, purpose: str | None, quiet: bool) -> None:
+    """Register FILE as a replica of BLOB where the broker cannot look, by what this machine sees of it.
+
+    FILE is read to its end and its digests are reported; - reads what is piped in, such as rbd export IMAGE@SNAPSHOT -. For the
+    roles service and admin.
+    """
+
+    async def work(broker: Broker) -> Replica:
+        place = key or key_below((await broker.store(store)).endpoint, file)
+        observed = await _observe(broker, blob, file, quiet)
+        return await broker.register_replica(blob, {"store": store, "key": place, "observed": observed} | _chosen(purpose))
+
+    _show(exits.run(connection.ask(work)))
+
+
+async def _observe(broker: Broker, blob: UUID, file: Path, quiet: bool) -> dict[str, object]:
+    progress = Progress()
+    async with shown(progress, f"read {file}", json=False, quiet=quiet):
+        names = algorithms((await broker.blob(blob)).digests)
+        return (await observe(None if str(file) == "-" else file, names, progress)).document()
+
+
+def _chosen(purpose: str | None) -> dict[str, str]:
+    return {"purpose": purpose} if purpose else {}
 
 
 @command.command("set")
@@ -42,12 +79,19 @@ def add(connection: Connection, blob: UUID, store: str, key: str, purpose: str |
 @_PURPOSE
 @click.option("--deletable/--not-deletable", default=None, help="Whether the broker may delete these bytes.")
 @click.option("--look", is_flag=True, help="Look at it again: it is active if it is what it should be.")
+@click.option(
+    "--file", type=click.Path(path_type=Path, allow_dash=True), help="With --look, where the broker cannot: what this machine sees of it."
+)
 @click.option("--corrupt", is_flag=True, help="It is known to be wrong.")
 @connected
-def change(connection: Connection, replica: UUID, purpose: str | None, deletable: bool | None, look: bool, corrupt: bool) -> None:
+def change(
+    connection: Connection, replica: UUID, purpose: str | None, deletable: bool | None, look: bool, file: Path | None, corrupt: bool
+) -> None:
     """Change REPLICA."""
     if look and corrupt:
         raise click.UsageError("--look and --corrupt exclude each other")
+    if file is not None and not look:
+        raise click.UsageError("--file comes with --look")
     body: dict[str, Any] = {key: value for key, value in (("purpose", purpose), ("deletable", deletable)) if value is not None}
     if look or corrupt:
         body["state"] = "active" if look else "corrupt"
@@ -55,7 +99,10 @@ def change(connection: Connection, replica: UUID, purpose: str | None, deletable
         raise click.UsageError("nothing to change: give at least one option")
 
     async def work(broker: Broker) -> Replica:
-        return await broker.change_replica(replica, body, (await broker.replica(replica)).etag or "")
+        before = await broker.replica(replica)
+        if file is not None:
+            body["observed"] = await _observe(broker, before.blob, file, quiet=False)
+        return await broker.change_replica(replica, body, before.etag or "")
 
     _show(exits.run(connection.ask(work)))
 

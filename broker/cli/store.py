@@ -102,9 +102,9 @@ def command() -> None:
 
 @command.command()
 @click.argument("name")
-@click.option("--kind", required=True, help="s3, swift, or http (tokens; broker-storeside).")
+@click.option("--kind", required=True, help="s3, swift, http (tokens; broker-storeside), path (a mount), or rbd.")
 @click.option("--site", required=True, help="Where it is, such as eu/az1.")
-@click.option("--endpoint", required=True, help="scheme://host[:port] as clients reach it.")
+@click.option("--endpoint", required=True, help="scheme://host[:port] as clients reach it; file:///DIRECTORY or rbd://FSID/POOL.")
 @_fields
 @connected
 def add(connection: Connection, name: str, as_json: bool, **options: Any) -> None:
@@ -116,7 +116,7 @@ def add(connection: Connection, name: str, as_json: bool, **options: Any) -> Non
 @command.command("set")
 @click.argument("name")
 @click.option("--site", help="Where it is.")
-@click.option("--endpoint", help="scheme://host[:port] as clients reach it.")
+@click.option("--endpoint", help="scheme://host[:port] as clients reach it; file:///DIRECTORY or rbd://FSID/POOL.")
 @_fields
 @connected
 def change(connection: Connection, name: str, as_json: bool, **options: Any) -> None:

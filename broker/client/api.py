@@ -45,6 +45,9 @@ from broker.client.answers import (
 from broker.client.trouble import BrokerUnreachable, NoBroker
 from broker.model import Digests
 
+NETWORK_SCHEMES = ("https", "http")
+"""What every client can open, wherever it is."""
+
 PATIENCE_SECONDS = 30.0
 """How long a request is tried again before it fails."""
 
@@ -115,6 +118,7 @@ class Broker:
         avoid: Sequence[str] = (),
         only: Sequence[str] = (),
         site: str | None = None,
+        schemes: Sequence[str] = NETWORK_SCHEMES,
         wait: float | None = None,
     ) -> Ticket:
         """Where can I get this? Name an image or a blob; the first `parallel` of `count` sources are leased.
@@ -123,7 +127,7 @@ class Broker:
         """
         request = {
             "operation": "download", "image": image, "blob": blob, "formats": formats, "count": max(count, parallel), "parallel": parallel,
-            "prefer": prefer, "avoid": avoid, "only": only, "site": site, "schemes": ("https", "http"), "wait": wait,
+            "prefer": prefer, "avoid": avoid, "only": only, "site": site, "schemes": schemes, "wait": wait,
         }  # fmt: skip
         return await self.create_ticket(_given(request))
 
@@ -145,7 +149,7 @@ class Broker:
         """Where can I put this? `image` is an id, or a new image ``{"name", "visibility"?, "properties"?}``."""
         request = {
             "operation": "upload", "image": image, "blob": blob, "format": format, "purpose": purpose, "size": size, "digests": digests,
-            "count": count, "prefer": prefer, "avoid": avoid, "only": only, "site": site, "schemes": ("https", "http"),
+            "count": count, "prefer": prefer, "avoid": avoid, "only": only, "site": site, "schemes": NETWORK_SCHEMES,
         }  # fmt: skip
         return await self.create_ticket(_given(request))
 

@@ -82,7 +82,7 @@ async def download(
             parallel = wanted.parallel or 1
             ticket = await broker.download_ticket(
                 image=wanted.image, blob=wanted.blob, formats=wanted.formats, only=wanted.only, prefer=wanted.prefer,
-                avoid=wanted.avoid, site=wanted.site, parallel=parallel, count=max(3, parallel + 1),
+                avoid=wanted.avoid, site=wanted.site, parallel=parallel, count=max(3, parallel + 1), schemes=wanted.schemes,
             )  # fmt: skip
         except BaseException:
             target.discard_empty()

@@ -9,12 +9,13 @@ Rules
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from broker.client.trouble import LocalTrouble
 from broker.client.wire import BLOCK, StoreTrouble, Why, Wire, describe, refusal
@@ -44,6 +45,21 @@ class Window:
                     raise disk_trouble(error) from None
             self.position += wanted
             return self.position < self.end
+
+    def copy(self, source: int, file: int, most: int, refusals: Collection[int]) -> int | None:
+        """Have the kernel copy what comes next, at most `most` bytes, from the same place of another file. How many it copied; ``None``
+        when it refuses in one of these ways (`errno`). Raises `LocalTrouble` when the disk does not take it."""
+        with self._lock:
+            try:
+                count = os.copy_file_range(source, file, min(most, self.end - self.position), self.position, self.position)
+            except OSError as error:
+                if error.errno in refusals:
+                    return None
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise disk_trouble(error) from None
+                raise
+            self.position += count
+            return count
 
     def cut(self, at: int) -> int:
         """Give up the bytes from `at` on; returns where the window really ends, for some of them may have been written already."""

@@ -20,8 +20,9 @@ from uuid import UUID
 
 from broker.client import plan
 from broker.client.answers import Source, Ticket
-from broker.client.api import Broker
+from broker.client.api import NETWORK_SCHEMES, Broker
 from broker.client.fetch import Reader, Window
+from broker.client.local import LocalReader
 from broker.client.progress import Progress
 from broker.client.trouble import ClientError, TransferFailed
 from broker.client.wire import StoreTrouble, Why
@@ -42,6 +43,9 @@ MARGIN_SECONDS = 5.0
 _PAUSES = (0.5, 2.0, 5.0)
 """Seconds before each new ticket, after every source has failed."""
 
+SCHEMES = (*NETWORK_SCHEMES, "file")
+"""What a download can be read by."""
+
 Value = TypeVar("Value")
 
 
@@ -57,6 +61,7 @@ class Wanted:
     avoid: Sequence[str] = ()
     site: str | None = None
     parallel: int | None = None
+    schemes: Sequence[str] = SCHEMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,8 @@ class Sources:
         for source in ticket.sources:
             if source.url is not None and not any(seat.store == source.store and seat.state == "corrupt" for seat in self.seats):
                 state = "active" if source.state == "active" else "standby"
-                seat = Seat(source, ticket.id, Reader(self._size, self._stall), state)
+                reader = LocalReader if source.url.startswith("file:") else Reader
+                seat = Seat(source, ticket.id, reader(self._size, self._stall), state)
                 seat.state = "leased" if state == "active" else state
                 self.seats.append(seat)
 
@@ -213,7 +219,7 @@ class Sources:
         self._asked_at, self._refused = time.monotonic(), False
         asking = self._broker.download_ticket(
             blob=wanted.blob, only=wanted.only, prefer=wanted.prefer, avoid=avoid[:32], site=wanted.site, parallel=1, count=4,
-            wait=None if patience else BROKER_SECONDS / 2,
+            schemes=wanted.schemes, wait=None if patience else BROKER_SECONDS / 2,
         )  # fmt: skip
         try:
             ticket = await self._ask(asking, patience + BROKER_SECONDS)

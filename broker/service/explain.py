@@ -37,11 +37,12 @@ async def explain(context: Context, client: Client, request: Mapping[str, Any]) 
         if replica.store in stores
     ]
     wishes = asked.wishes(context, client, request, (candidate.store for candidate in candidates))
-    site = request["site"] if "site" in request and client.principal.role is Role.ADMIN else wishes.site
     principal = client.principal
+    as_if = request["site"] if "site" in request and principal.role is Role.ADMIN else None
+    site = as_if or wishes.site
     ask = accept.Request(
         Operation.DOWNLOAD, site, view.blob.size, principal.project, principal.sees_private_stores, wishes.prefer, wishes.avoid,
-        wishes.schemes, failed_until=await context.memory.failures_of(client.name),
+        wishes.schemes, failed_until=await context.memory.failures_of(client.name), proven_site=as_if or client.site,
     )  # fmt: skip
     outlooks = context.memory.outlooks(Direction.READ, site, context.policy.rank, now)
     loads = context.memory.read_loads

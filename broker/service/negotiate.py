@@ -226,7 +226,7 @@ def _asker(context: Context, client: Client, failed_until: Mapping[str, float], 
     principal = client.principal
     plain = accept.Request(
         Operation.DOWNLOAD, client.site, None, principal.project, principal.sees_private_stores,
-        failed_until=failed_until,
+        failed_until=failed_until, proven_site=client.site,
     )  # fmt: skip
     return Asker(client, plain, context.memory.outlooks(Direction.READ, client.site, context.policy.rank, now))
 

@@ -3,6 +3,8 @@
 Rules
 - The broker looks at the store before a replica counts (invariant 4), and refuses, with nothing registered, what differs
   from the blob or cannot be proven to be it. No transaction is open while a store is asked.
+- Where it cannot look (`broker.stores.handed`), an agent has: a service or an administrator says what it observed, and that is
+  recorded as an agent's word. Where the broker can look, it believes nobody's.
 - Members register keys below ``PROJECT/`` only (a slash in the project's name is ``%2F`` there). Else they could find out
   what others keep, delegate the deletion of others' bytes, or offer them as their own. Administrators and services
   register any key.
@@ -27,17 +29,20 @@ from broker.catalog.connect import reachable
 from broker.catalog.replicas import ReplicaRecord
 from broker.catalog.transaction import transaction
 from broker.catalog.views import BlobView
-from broker.model import Blob, BlobState, Client, Exposure, Principal, Purpose, Replica, ReplicaState, Role, Store
+from broker.model import Blob, BlobState, Client, Exposure, Observation, Principal, Purpose, Replica, ReplicaState, Role, Store
 from broker.service.blobs import readable
 from broker.service.context import Context
 from broker.service.idempotency import Claim
 from broker.service.instants import instant
 from broker.service.listing import Versioned, id_marker, limit_of, render_page
+from broker.stores.handed import HandedStore
+from broker.stores.registry import is_handed
 
 MAX_KEY_BYTES = 1024
 """S3's limit ("Object key names"); no kind of store has a smaller one."""
 
-_OBSERVER = "broker"
+_BROKER, _AGENT = "broker", "agent"
+"""Who observed."""
 
 
 async def list_blob_replicas(context: Context, client: Client, blob: UUID) -> dict[str, Any]:
@@ -87,7 +92,7 @@ async def register_replica(context: Context, client: Client, blob: UUID, request
     declared = await blobs.get(context.db, view.blob.id)
     if declared is None or declared.state is BlobState.DELETING or declared.size is None:
         raise errors.Conflict("This blob takes no replicas: it is being deleted, or nothing has been declared of it yet.")
-    strength = await _proof(context, declared, store, key)
+    strength = _proof(context, declared, await _look(context, client.principal, store, key, request.get("observed")))
     replica = Replica(
         id=claim.id,
         blob_id=blob,
@@ -97,7 +102,7 @@ async def register_replica(context: Context, client: Client, blob: UUID, request
         state=ReplicaState.ACTIVE,
         deletable=request.get("deletable", False),
         project=client.principal.project,
-        observed_by=_OBSERVER,
+        observed_by=_AGENT if is_handed(store.kind) else _BROKER,
         observed_strength=strength,
     )
     async with transaction(context.db) as connection:
@@ -126,8 +131,10 @@ async def change_replica(context: Context, client: Client, id: UUID, version: in
     if request.get("state") == ReplicaState.CORRUPT:
         state = ReplicaState.CORRUPT
     elif request.get("state") == ReplicaState.ACTIVE:
-        state, strength = await _look_again(context, record)
-        observed = (_OBSERVER, strength or replica.observed_strength)
+        by, state, strength = await _look_again(context, record, client.principal, request.get("observed"))
+        observed = (by, strength or replica.observed_strength)
+    elif "observed" in request:
+        raise errors.Invalid("An observation comes with the state active.", field="observed", expected="none, or `state`: active")
     async with transaction(context.db) as connection:
         await blobs.lock(connection, [replica.blob_id])
         purpose = Purpose(request.get("purpose", replica.purpose))
@@ -202,7 +209,19 @@ def writable_store(context: Context, client: Client, name: str, deletable: bool)
         raise errors.NotFound("No such store.", field="store", expected="the name of a store")
     if permit.may_write_store(principal, store) or (principal.role is Role.ADMIN and not deletable):
         return store
+    if is_handed(store.kind):
+        return _mounted(principal, store, deletable)
     raise errors.Forbidden("You may not write this store.", field="store", expected="a store that is enabled and writable")
+
+
+def _mounted(principal: Principal, store: Store, deletable: bool) -> Store:
+    """The store, which the broker cannot open, if this principal may say what lies there. Raises `Forbidden`."""
+    if not principal.sees_private_stores or not store.enabled:
+        expected = "the role service or admin" if store.enabled else "a store that is enabled"
+        raise errors.Forbidden("You may not register what lies at this store.", field="store", expected=expected)
+    if deletable:
+        raise errors.Forbidden("The broker cannot delete at this store.", field="deletable", expected="false")
+    return store
 
 
 def allowed_key(client: Client, key: str) -> str:
@@ -220,9 +239,29 @@ def allowed_key(client: Client, key: str) -> str:
     return key
 
 
-async def _proof(context: Context, blob: Blob, store: Store, key: str) -> str:
-    """How strong the proof is that the object is the blob. Raises `NotUploaded`, `Mismatch`, `Unverifiable` and `StoreUnavailable`."""
-    observation = await context.memory.driver(store.name).stat(key)
+async def _look(
+    context: Context, principal: Principal | None, store: Store, key: str, observed: Mapping[str, Any] | None
+) -> Observation | None:
+    """What is at that key: seen by the broker, or by the agent that asks where only it can look.
+
+    Raises `StoreUnavailable`, `Invalid` and `Forbidden`.
+    """
+    driver = context.memory.driver(store.name)
+    if not isinstance(driver, HandedStore):
+        if observed is not None:
+            raise errors.Invalid("The broker looks at this store itself.", field="observed", expected="none")
+        return await driver.stat(key)
+    driver.check_key(key)
+    if observed is None or principal is None:
+        raise errors.Invalid("The broker cannot look at this store.", field="observed", expected="size and digests that an agent saw there")
+    if not principal.sees_private_stores:
+        expected = "the role service or admin"
+        raise errors.Forbidden("Only services and administrators say what they observed.", field="observed", expected=expected)
+    return Observation(observed["size"], context.clock(), _AGENT, observed["digests"])
+
+
+def _proof(context: Context, blob: Blob, observation: Observation | None) -> str:
+    """How strong the proof is that the object is the blob. Raises `NotUploaded`, `Mismatch` and `Unverifiable`."""
     if observation is None:
         raise errors.NotUploaded("The store has no object under this key.", field="key")
     verdict = verify.reverify(blob, observation, context.policy.verify).verdict
@@ -236,8 +275,11 @@ async def _proof(context: Context, blob: Blob, store: Store, key: str) -> str:
     raise errors.Unverifiable(f"{verdict.reason}. Nothing was registered.")
 
 
-async def _look_again(context: Context, record: ReplicaRecord) -> tuple[ReplicaState, str | None]:
-    """The state that a look at the store gives, with the proof's strength. Raises `Conflict`, `Unverifiable` and `StoreUnavailable`."""
+async def _look_again(
+    context: Context, record: ReplicaRecord, principal: Principal | None = None, observed: Mapping[str, Any] | None = None
+) -> tuple[str, ReplicaState, str | None]:
+    """Who looked, the state that the look gives, and the proof's strength. Raises `Conflict`, `Unverifiable`, `StoreUnavailable`, and
+    what `_look` raises."""
     replica = record.replica
     if replica.state is ReplicaState.UNSEALED:
         raise errors.Conflict(
@@ -246,14 +288,17 @@ async def _look_again(context: Context, record: ReplicaRecord) -> tuple[ReplicaS
     blob = await blobs.get(context.db, replica.blob_id)
     if blob is None or blob.state is not BlobState.ACTIVE:
         raise errors.Conflict("Its blob is not active.", field="state")
-    observation = await context.memory.driver(replica.store).stat(replica.key)
     store = context.memory.store(replica.store)
-    told_before = set((replica.observed_strength or "").split(",")) & set(store.abilities.observes if store else ())
+    if store is None:
+        raise errors.StoreUnavailable("The store is not registered.")
+    observation = await _look(context, principal, store, replica.key, observed)
+    told_before = set((replica.observed_strength or "").split(",")) & set(store.abilities.observes)
     recheck = verify.reverify(blob, observation, context.policy.verify, told_before)
     if recheck.state is None:
         assert isinstance(recheck.verdict, verify.Unproven)
         raise errors.Unverifiable(f"{recheck.verdict.reason}. Nothing was changed.")
-    return recheck.state, recheck.verdict.strength if isinstance(recheck.verdict, verify.Accepted) else None
+    by = _BROKER if observation is None else observation.by
+    return by, recheck.state, recheck.verdict.strength if isinstance(recheck.verdict, verify.Accepted) else None
 
 
 async def _require_same(connection: Any, declared: Blob) -> None:
@@ -316,7 +361,7 @@ async def look_again(context: Context, id: UUID) -> None:
     if record is None:
         return
     try:
-        state, strength = await _look_again(context, record)
+        by, state, strength = await _look_again(context, record)
     except errors.BrokerError:
         return
     replica = record.replica
@@ -325,7 +370,7 @@ async def look_again(context: Context, id: UUID) -> None:
     with contextlib.suppress(errors.PreconditionFailed, errors.NotFound):  # it was changed since it was read
         async with transaction(context.db) as connection:
             await blobs.lock(connection, [replica.blob_id])
-            observed = (_OBSERVER, strength or replica.observed_strength)
+            observed = (by, strength or replica.observed_strength)
             await replicas.change(
                 connection, id, replica.version, purpose=replica.purpose, deletable=replica.deletable, state=state, observed=observed
             )

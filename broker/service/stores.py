@@ -5,6 +5,7 @@ Rules
 - What changes where or with what a store is opened (endpoints, settings, credential) is probed before it is kept.
 - Others than administrators see what they need to read a ticket; private stores exist for them only in the role ``service`` (M13).
 - No transaction is open while a store is asked.
+- Where the broker cannot open a store at all (mounts and volumes), nothing is uploaded: such a store is registered as read-only.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from broker.service.listing import Versioned, limit_of, render_page
 from broker.service.sites import reload, require_admin
 from broker.stores.probe import Probed
 from broker.stores.reach import AddressRefused
+from broker.stores.registry import is_handed
 from broker.stores.settings import same_place
 
 _OPENED_WITH = ("endpoint", "internal_endpoint", "internal", "settings", "credential")
@@ -50,7 +52,8 @@ async def create_store(context: Context, client: Client, request: Mapping[str, A
     writing) and `StoreUnavailable`; nothing is created then.
     """
     require_admin(client)
-    wanted = _with(Store(id=0, name=request["name"], kind=request["kind"], site=request["site"], endpoint=request["endpoint"]), request)
+    blank = Store(id=0, name=request["name"], kind=request["kind"], site=request["site"], endpoint=request["endpoint"])
+    wanted = _with(replace(blank, writable=not is_handed(blank.kind)), request)
     known = await stores.get(context.db, wanted.name)
     if known is not None:
         return _again(client, known, wanted, claim)

@@ -251,7 +251,11 @@ def _still_offered(
     candidate = next((c for c in ways.candidates(context, blob) if c.replica == recorded.replica), None)
     if candidate is None:
         return None, None
-    request = accept.Request(Operation.DOWNLOAD, project=client.principal.project, sees_private=client.principal.sees_private_stores)
+    principal = client.principal
+    request = accept.Request(
+        Operation.DOWNLOAD, project=principal.project, sees_private=principal.sees_private_stores,
+        schemes=frozenset((candidate.scheme,)), proven_site=client.site,
+    )  # fmt: skip
     reason = accept.accept(request, candidate, IDLE, now)
     if reason is accept.Reason.PRIVATE:
         return None, None

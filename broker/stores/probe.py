@@ -7,6 +7,7 @@ Rules:
   the header that carries it, and the honest body is then accepted.
 * A digest counts as observed only when the store told the right one, and never told a wrong one that a client had claimed.
 * Everything happens under scratch keys that are removed at the end, whatever happens.
+* Where the broker cannot look at all (`broker.stores.handed`) nothing is found, and nothing is believed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from broker import model
 from broker.errors import BrokerError, Invalid, StoreUnavailable
 from broker.model import Abilities, Digests, Handle, PartSeen
 from broker.stores.base import PartWrite, Store, Write
+from broker.stores.handed import HandedStore
 from broker.stores.visitor import Reply, Visitor
 
 LIFE_SECONDS = 900.0
@@ -76,6 +78,8 @@ async def probe(store: Store, record: model.Store, session: aiohttp.ClientSessio
     broker cannot reach it. Takes some twenty small requests and one part of the smallest size. Raises `StoreUnavailable` when the
     store cannot be reached or refuses even the first write, `Invalid` when stores of this kind cannot be probed.
     """
+    if isinstance(store, HandedStore):
+        return Probed(_NOTHING, (ProbeStep("looking", None, "the broker cannot open this kind of store: agents observe what lies there"),))
     if not isinstance(store, Assuming):
         raise Invalid(f"stores of kind {record.kind} cannot be probed", field="kind")
     visitor = Visitor(session, record)

@@ -18,7 +18,10 @@ from broker import model
 from broker.errors import Invalid
 from broker.sign.token import TokenSigner
 from broker.stores import base
+from broker.stores.handed import HandedStore
 from broker.stores.http import HttpStore
+from broker.stores.path import PathStore
+from broker.stores.rbd import RbdStore
 from broker.stores.s3 import S3Store
 from broker.stores.swift import SwiftStore
 
@@ -40,13 +43,29 @@ def _open_http(store: model.Store, credential: Credential, signer: TokenSigner, 
     return HttpStore(store, signer, session)
 
 
-_OWN: Mapping[str, Opener] = MappingProxyType({"s3": _open_s3, "swift": _open_swift, "http": _open_http})
+def _open_path(store: model.Store, credential: Credential, signer: TokenSigner, session: aiohttp.ClientSession) -> base.Store:
+    return PathStore(store)
+
+
+def _open_rbd(store: model.Store, credential: Credential, signer: TokenSigner, session: aiohttp.ClientSession) -> base.Store:
+    return RbdStore(store)
+
+
+_OWN: Mapping[str, Opener] = MappingProxyType(
+    {"s3": _open_s3, "swift": _open_swift, "http": _open_http, "path": _open_path, "rbd": _open_rbd}
+)
+_HANDED: Mapping[str, type[HandedStore]] = MappingProxyType({kind.kind: kind for kind in (PathStore, RbdStore)})
 _NO_CREDENTIAL: Credential = MappingProxyType({})
 
 
 def kinds() -> list[str]:
     """Every kind of store that can be opened here."""
     return sorted({*_OWN, *entry_points(group=GROUP).names})
+
+
+def is_handed(kind: str) -> bool:
+    """Whether the broker cannot open stores of this kind (`broker.stores.handed`)."""
+    return kind in _HANDED
 
 
 def open_store(
@@ -56,9 +75,9 @@ def open_store(
 
     Raises `Invalid` when the kind or the credential is unknown, or an endpoint or a setting is wrong.
     """
-    _check_address(store.endpoint, "endpoint")
+    _check_address(store.kind, store.endpoint, "endpoint")
     if store.internal_endpoint is not None:
-        _check_address(store.internal_endpoint, "internal_endpoint")
+        _check_address(store.kind, store.internal_endpoint, "internal_endpoint")
     opener = _OWN.get(store.kind) or _third_party(store.kind)
     if opener is None:
         raise Invalid(f"there is no kind of store called {store.kind[:64]}", field="kind", expected="one of " + ", ".join(kinds()))
@@ -71,12 +90,19 @@ def open_store(
     return opener(store, credentials[store.credential], signer, session)
 
 
-def _check_address(endpoint: str, field: str) -> None:
-    """Raise `Invalid` for a host in broken brackets or a port that is none, whatever the kind of store makes of the rest."""
+def _check_address(kind: str, endpoint: str, field: str) -> None:
+    """Raise `Invalid` for a host in broken brackets, a port that is none, or the scheme of another kind, whatever the kind of store
+    makes of the rest."""
+    handed = _HANDED.get(kind)
     try:
-        _ = urlsplit(endpoint).port
+        parts = urlsplit(endpoint)
+        _ = parts.port
+        fits = parts.scheme in (handed.schemes if handed else ("https", "http"))
     except ValueError:
-        raise Invalid("This is no address.", field=field, expected="scheme://host[:port]") from None
+        fits = False
+    if not fits:
+        expected = f"{handed.schemes[0]}://…" if handed else "http(s)://host[:port]"
+        raise Invalid(f"This is no address of a store of kind {kind[:64]}.", field=field, expected=expected) from None
 
 
 @lru_cache(maxsize=64)

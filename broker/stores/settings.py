@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from broker.errors import Invalid
 from broker.model import CACHE, TOKENS, WEAK_UPLOADS, Store
+from broker.sites import ancestors
 
 _MANNER = ("region", "style", "digest", "audience", "segments_container", TOKENS, CACHE)
 """Settings that say how a place is spoken to, not where it is."""
@@ -26,7 +27,12 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def same_place(one: Store, other: Store) -> bool:
-    """Whether two registrations keep their objects in the same place: one address in common, and the same bucket, container or prefix."""
+    """Whether two registrations keep their objects in the same place: one address in common, and the same bucket, container or prefix.
+
+    One path is one place only where both sites are one, or one lies within the other: every machine has its own /var/lib.
+    """
+    if one.kind == "path" and one.site not in ancestors(other.site) and other.site not in ancestors(one.site):
+        return False
     return (one.kind, _where(one)) == (other.kind, _where(other)) and not _addresses(one).isdisjoint(_addresses(other))
 
 

@@ -17,6 +17,9 @@ from broker.paths import IDLE, Load
 NOW = 1000.0
 READABLE = Candidate("s1", "eu/az1", "https", Abilities(reads=True), project="acme")
 WRITABLE = Candidate("s1", "eu/az1", "https", Abilities(writes=True), observes=frozenset({"md5"}), capacity=1000, max_size=500)
+FILE = frozenset({"https", "file"})
+MOUNT = {"scheme": "file", "handed": True, "abilities": Abilities()}
+"""A shared mount at eu/az1; nothing was probed there."""
 DOWNLOAD = Request(Operation.DOWNLOAD, project="other", size=100)
 UPLOAD = Request(Operation.UPLOAD, project="other", size=100)
 
@@ -51,6 +54,19 @@ UPLOAD = Request(Operation.UPLOAD, project="other", size=100)
         ({}, {"failed_until": {"s2": NOW + 1}}, None),
         ({"slots": 0}, {}, Reason.FULL),
         ({"slots": 1}, {}, None),
+        (MOUNT, {}, Reason.NOT_MOUNTED),
+        (MOUNT, {"site": "eu/az1", "schemes": FILE}, Reason.NOT_MOUNTED),
+        (MOUNT, {"proven_site": "eu/az2", "schemes": FILE}, Reason.NOT_MOUNTED),
+        (MOUNT, {"proven_site": "eu", "schemes": FILE}, Reason.NOT_MOUNTED),
+        (MOUNT, {"proven_site": "eu/az10", "schemes": FILE}, Reason.NOT_MOUNTED),
+        (MOUNT, {"proven_site": "eu/az1"}, Reason.SCHEME),
+        (MOUNT, {"proven_site": "eu/az1", "schemes": frozenset({"https"})}, Reason.SCHEME),
+        (MOUNT, {"proven_site": "eu/az1", "schemes": FILE}, None),
+        (MOUNT, {"proven_site": "eu/az1/rack3/host7", "schemes": FILE}, None),
+        ({**MOUNT, "exposure": Exposure.SERVICE}, {}, Reason.PRIVATE),
+        ({**MOUNT, "exposure": Exposure.SERVICE}, {"proven_site": "eu/az1", "schemes": FILE}, Reason.PRIVATE),
+        ({**MOUNT, "state": ReplicaState.CORRUPT}, {}, Reason.CORRUPT),
+        ({**MOUNT, "scheme": "rbd"}, {"proven_site": "eu/az1", "schemes": FILE}, Reason.SCHEME),
     ],
 )
 def test_download(candidate: dict[str, Any], request_: dict[str, Any], reason: Reason | None) -> None:

@@ -65,7 +65,7 @@ def test_a_third_party_kind() -> None:
     store = Store(1, "one", "tape", "x", "http://h", credential="s3")
     opened: Any = registry.open_store(store, CREDENTIALS, SIGNER, SESSION)
     assert opened == ("third party", "one", CREDENTIALS["s3"])
-    assert registry.kinds() == ["http", "s3", "swift", "tape"]
+    assert registry.kinds() == ["http", "path", "rbd", "s3", "swift", "tape"]
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ FIELDS: list[tuple[str, str, Any, str]] = [
     ("report with a line end", f"{TICKET}/report", {"store": "s", "outcome": "ok", "detail": "a\nb"}, "detail"),
     ("endpoint with a path", "/v1/stores", {**STORE, "endpoint": "http://h/../x"}, "endpoint"),
     ("endpoint with a user", "/v1/stores", {**STORE, "endpoint": "http://u:p@h"}, "endpoint"),
-    ("endpoint of another scheme", "/v1/stores", {**STORE, "endpoint": "file:///etc"}, "endpoint"),
+    ("endpoint of another scheme", "/v1/stores", {**STORE, "endpoint": "gopher://h"}, "endpoint"),
     ("store with a bad name", "/v1/stores", {**STORE, "name": "S_1"}, "name"),
     ("-1 slots", "/v1/stores", {**STORE, "read_slots": -1}, "read_slots"),
     ("cost as text", "/v1/stores", {**STORE, "cost": "low"}, "cost"),
