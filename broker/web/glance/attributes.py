@@ -5,6 +5,7 @@ Glance has one flat object: attributes that it knows and properties, which are a
 
 Rules (Images API reference, "Create image", "Update image")
 - What only the service sets is refused (403), as are reserved names. Properties are texts.
+- A property that has an attribute's name, which the broker's own API allows, is not shown.
 - An image without bytes has neither size nor hash, and one whose bytes nobody hashed has no hash: nothing is made up.
 """
 
@@ -22,7 +23,7 @@ from broker.web.validate import first_fault
 MAX_PROPERTIES = 128
 MAX_TAGS = 128
 
-READ_ONLY = frozenset(name for name, schema in IMAGE_PROPERTIES.items() if schema.get("readOnly"))
+READ_ONLY = frozenset(("id", *(name for name, schema in IMAGE_PROPERTIES.items() if schema.get("readOnly"))))
 RESERVED = frozenset(("location", "deleted", "deleted_at"))
 RESERVED_PREFIX = "os_glance_"
 """Glance's own notes on an import under way."""
@@ -107,7 +108,7 @@ def check_amount(properties: Iterable[str], tags: Iterable[str]) -> None:
 
 def main_format(image: Mapping[str, Any]) -> str | None:
     """Of the formats that the image has bytes in, the one that Glance's single file is: what was declared, else the first."""
-    blobs = image["blobs"]
+    blobs = [format for format, blob in image["blobs"].items() if blob["state"] == "active"]
     if image["disk_format"] in blobs:
         found: str = image["disk_format"]
         return found
@@ -117,12 +118,12 @@ def main_format(image: Mapping[str, Any]) -> str | None:
 def show(image: Mapping[str, Any], stores: Iterable[str] = ()) -> dict[str, Any]:
     """An image as Glance shows it, from how GET /v1/images/ID does. `stores`: where its bytes lie, as far as this principal may know."""
     format = main_format(image)
-    blob = image["blobs"].get(format) if image["status"] != "queued" else None
+    blob = image["blobs"].get(format)
     digests = {} if blob is None else blob["digests"]
     algorithm = next((name for name in ("sha512", "sha256") if name in digests), None)
     path = f"/v2/images/{image['id']}"
     shown = {
-        **image["properties"],
+        **{name: value for name, value in image["properties"].items() if name not in IMAGE_PROPERTIES},
         "id": image["id"],
         "name": image["name"] or None,
         "status": STATUSES[image["status"]],
@@ -136,7 +137,7 @@ def show(image: Mapping[str, Any], stores: Iterable[str] = ()) -> dict[str, Any]
         "size": None if blob is None else blob["size"],
         "virtual_size": None,
         "container_format": image["container_format"] or (None if blob is None else "bare"),
-        "disk_format": image["disk_format"] or format,
+        "disk_format": image["disk_format"] or format or min(image["blobs"], default=None),
         "created_at": image["created_at"],
         "updated_at": image["updated_at"],
         "tags": image["tags"],

@@ -35,7 +35,7 @@ _HOW = (
 async def glance_download_image(call: Call) -> Answer:
     image = (await found(call)).body
     format = main_format(image)
-    if image["status"] == "queued" or format is None:
+    if format is None:
         return Answer(204)
     call.context.pace.count(call.client.principal.project, 1)
     trusted = _trusted(call)
