@@ -15,6 +15,7 @@ need aria2 /usr/bin/aria2c                    # another client
 need git-lfs /usr/bin/git-lfs                 # another client
 need qemu-system-x86 /usr/bin/qemu-system-x86_64  # boots from a ticket
 need qemu-block-extra "/usr/lib/$(uname -m)-linux-gnu/qemu/block-curl.so"
+need patch /usr/bin/patch                     # Nova's code gets its way to tickets
 need nginx /usr/sbin/nginx                     # verifying fronts, and the files behind them
 need libnginx-mod-http-js /usr/lib/nginx/modules/ngx_http_js_module.so
 need haproxy /usr/sbin/haproxy
