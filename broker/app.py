@@ -24,7 +24,7 @@ import stamina
 import structlog
 from aiohttp import web
 
-from broker import __version__, admit, config, embedded, errors, metrics, rank
+from broker import __version__, admit, config, embedded, errors, metrics, rank, vet
 from broker.buckets import Rate
 from broker.catalog import address, connect, leases, migrations
 from broker.catalog import reports as report_records
@@ -214,6 +214,7 @@ def build_policy(numbers: config.PolicyNumbers) -> Policy:
         rank=ranking,
         paths=replace(default.paths, half_life_seconds=ranking.half_life_seconds),
         admit=_with_numbers(default.admit, numbers.admission, "policy.admission", wrong),
+        vetting=vet.Policy(frozenset(numbers.vetting.visibilities), numbers.vetting.signatures),
     )
     for kind in ("lease", "ticket", "retry"):
         least, most = (getattr(policy.admit, f"{end}_{kind}_seconds") for end in ("min", "max"))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from broker import fields
-from broker.model import Role
+from broker.model import Role, Visibility
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Numbers = Mapping[str, float | bool | tuple[float, ...]]
@@ -142,12 +142,21 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Vetting:
+    """Which images need approval, by visibility, and whether that needs a signature which an agent found good."""
+
+    visibilities: tuple[Visibility, ...] = ()
+    signatures: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyNumbers:
-    """What the file says on policy; names are checked where policy is built (`broker.app`)."""
+    """What the file says on policy; names of numbers are checked where policy is built (`broker.app`)."""
 
     ranking: Numbers = field(default_factory=dict)
     admission: Numbers = field(default_factory=dict)
     uploads: Numbers = field(default_factory=dict)
+    vetting: Vetting = Vetting()
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +241,7 @@ def parse(document: dict[str, Any], *, base: Path | None = None, warnings: tuple
         auth=read(lambda section: _auth(section, place), "auth"),
         hot_bytes=document.get("memory", {}).get("hot_bytes", Settings.__dataclass_fields__["hot_bytes"].default),
         log=Log(**document.get("log", {})),
-        policy=PolicyNumbers(**{name: _numbers(section) for name, section in document.get("policy", {}).items()}),
+        policy=_policy(document.get("policy", {})),
         warnings=warnings,
     )
     if wrong:
@@ -349,6 +358,12 @@ def _repeated(names: Iterable[str]) -> list[str]:
 def _refuse(wrong: Iterable[str]) -> None:
     if problems := tuple(wrong):
         raise ConfigError(*problems)
+
+
+def _policy(section: dict[str, Any]) -> PolicyNumbers:
+    told = section.get("vetting", {})
+    vetting = Vetting(tuple(map(Visibility, told.get("visibilities", ()))), told.get("signatures", False))
+    return PolicyNumbers(**{name: _numbers(numbers) for name, numbers in section.items() if name != "vetting"}, vetting=vetting)
 
 
 def _numbers(section: dict[str, Any]) -> Numbers:

@@ -134,6 +134,7 @@ class Metrics:
     uploads: Levels  # state
     replicas: Levels  # state
     images: Levels  # status
+    vetting_seconds: Gauge
     leases: Levels  # store, direction
     slots: Levels  # store, direction
     leases_refused: Counts  # store, direction
@@ -225,6 +226,9 @@ def create(version: str = "") -> Metrics:
         uploads=levels("uploads", "Uploads by state.", "state"),
         replicas=levels("replicas", "Replicas by state.", "state"),
         images=levels("images", "Images by status.", "status"),
+        vetting_seconds=Gauge(
+            "broker_vetting_waiting_seconds", "How long the image has waited for approval that has waited longest.", registry=registry
+        ),
         leases=levels("leases", "Unexpired leases.", "store", "direction"),
         slots=levels("slots", "Concurrent transfers that a store allows.", "store", "direction"),
         leases_refused=counts("leases_refused_total", "Leases that were asked for when every slot was taken.", "store", "direction"),

@@ -99,8 +99,8 @@ class Visibility(StrEnum):
 
 
 class ImageStatus(StrEnum):
-    """``queued`` until a blob of it is active; then ``pending`` while it waits for approval. ``pending`` and ``deactivated`` images give no
-    ticket to others than administrators (M16)."""
+    """``queued`` until a blob of it is active; then ``pending`` while it waits for approval. A rejected image is ``deactivated``.
+    ``pending`` and ``deactivated`` images give no ticket to others than administrators (M16)."""
 
     QUEUED = "queued"
     PENDING = "pending"
@@ -113,6 +113,14 @@ class Vetting(StrEnum):
 
     PENDING = "pending"
     APPROVED = "approved"
+    REJECTED = "rejected"
+
+
+class MemberStatus(StrEnum):
+    """What a project said to an image that is shared with it. It may read the image whatever it said; only accepted ones are listed."""
+
+    PENDING = "pending"
+    ACCEPTED = "accepted"
     REJECTED = "rejected"
 
 
@@ -347,7 +355,8 @@ class Image:
 
     `name` may be empty. `subject` made it. `disk_format` and `container_format` were declared, before there were bytes. `min_disk` is in
     GiB, `min_ram` in MiB. A `protected` image cannot be deleted, a `hidden` one is listed only when asked for. `vetting` is ``None`` for
-    an image that needs no approval.
+    an image that needs no approval. `members` are the projects that it is shared with, whatever they said to it; none unless it is
+    ``shared``.
     """
 
     id: UUID
@@ -369,6 +378,12 @@ class Image:
     disk_format: str | None = None
     container_format: str | None = None
     vetting: Vetting | None = None
+    members: tuple[str, ...] = ()
+
+    @property
+    def is_withheld(self) -> bool:
+        """Whether it waits for approval or was refused it."""
+        return self.vetting in (Vetting.PENDING, Vetting.REJECTED)
 
 
 @dataclass(frozen=True, slots=True)

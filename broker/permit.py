@@ -6,11 +6,26 @@ callers raise `NotFound` for a ``False`` of the ``may_see_*`` and `Forbidden` on
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 from uuid import UUID
 
-from broker.model import Exposure, ImageStatus, Principal, Replica, Role, Store, Visibility
+from broker.model import Exposure, Image, ImageStatus, Principal, Replica, Role, Store, Visibility
+
+
+class Owned(Protocol):
+    """As much of an image as decides who may see it; `members` are the projects that it is shared with."""
+
+    @property
+    def project(self) -> str: ...
+    @property
+    def visibility(self) -> Visibility: ...
+    @property
+    def members(self) -> Collection[str]: ...
+    @property
+    def is_withheld(self) -> bool: ...
+
 
 FOR_ALL = (Visibility.COMMUNITY, Visibility.PUBLIC)
 """What every principal may see by its id."""
@@ -28,6 +43,15 @@ class ImageAccess:
     visibility: Visibility
     status: ImageStatus
     format: str
+    members: tuple[str, ...] = ()
+
+    @property
+    def is_withheld(self) -> bool:
+        return self.status is ImageStatus.PENDING
+
+
+_FOR_ALL = (Visibility.COMMUNITY, Visibility.PUBLIC)
+_WITHHELD = (ImageStatus.DEACTIVATED, ImageStatus.PENDING)
 
 
 def may_see_store(principal: Principal, store: Store) -> bool:
@@ -35,21 +59,33 @@ def may_see_store(principal: Principal, store: Store) -> bool:
     return store.exposure is Exposure.PUBLIC or principal.sees_private_stores
 
 
-def may_see_image(principal: Principal, project: str, visibility: Visibility) -> bool:
-    """Its project, administrators and services see an image; everyone sees a public or community one (by id)."""
-    return project == principal.project or visibility in FOR_ALL or principal.sees_private_stores
+def may_see_image(principal: Principal, image: Owned) -> bool:
+    """Its project, its members, administrators and services see an image; everyone sees a public or community one (by id), unless it
+    waits for approval or was refused it: what nobody vetted is shown to nobody (M16)."""
+    if image.project == principal.project or principal.sees_private_stores:
+        return True
+    if image.visibility is Visibility.SHARED:
+        return principal.project in image.members
+    return image.visibility is not Visibility.PRIVATE and not image.is_withheld
 
 
-def lists_image(principal: Principal, project: str, visibility: Visibility) -> bool:
-    """As `may_see_image`, but community images are listed only for their project."""
-    return project == principal.project or visibility is Visibility.PUBLIC or principal.role is Role.ADMIN
+def lists_image(principal: Principal, image: Owned) -> bool:
+    """As `may_see_image`, but community images are listed only for their project, and services see in lists what members see."""
+    if image.project == principal.project or principal.role is Role.ADMIN:
+        return True
+    if image.visibility is Visibility.SHARED:
+        return principal.project in image.members
+    return image.visibility is Visibility.PUBLIC and not image.is_withheld
 
 
-def may_read_image(principal: Principal, image: ImageAccess) -> bool:
-    """Whether a ticket for its bytes may be given: visible, and neither deactivated nor unapproved unless an administrator asks (M16)."""
-    if image.status in WITHHELD and principal.role is not Role.ADMIN:
+def may_read_image(principal: Principal, image: Image | ImageAccess) -> bool:
+    """Whether a ticket for its bytes may be given: visible, and neither deactivated nor unapproved unless an administrator asks (M16).
+
+    Nor to its own project, and not to a service: what nova-compute gets a ticket for is booted.
+    """
+    if image.status in _WITHHELD and principal.role is not Role.ADMIN:
         return False
-    return may_see_image(principal, image.project, image.visibility)
+    return may_see_image(principal, image)
 
 
 def may_read_blob(principal: Principal, images: Iterable[ImageAccess]) -> bool:
@@ -67,9 +103,14 @@ def may_change_image(principal: Principal, project: str) -> bool:
     return principal.role is Role.ADMIN or (principal.may_write and project == principal.project)
 
 
-def may_publish(principal: Principal) -> bool:
-    """Only administrators make an image public: what everyone boots is vetted (M16)."""
-    return principal.role is Role.ADMIN
+def may_publish(principal: Principal, vetted: Collection[Visibility]) -> bool:
+    """Administrators make an image public; where public images are `vetted` everyone who writes may, since it then waits for one (M16)."""
+    return principal.role is Role.ADMIN or (principal.may_write and Visibility.PUBLIC in vetted)
+
+
+def may_answer_for(principal: Principal, member: str) -> bool:
+    """Whether a principal may accept or refuse for the project `member` that an image is shared with it."""
+    return principal.role is Role.ADMIN or (principal.may_write and principal.project == member)
 
 
 def may_write_blob(principal: Principal, images: Iterable[ImageAccess]) -> bool:

@@ -14,19 +14,21 @@ from sys import intern
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from broker.catalog.images import MEMBERS, STATUS, VISIBILITY, members_of
 from broker.model import ImageStatus, ReplicaState, Visibility
 from broker.permit import ImageAccess, anyone_may_read
 
 BLOB_BYTES = 600
 REPLICA_BYTES = 280
 IMAGE_BYTES = 200
+MEMBER_BYTES = 60
 """Estimated memory: 100,000 blobs of 5 replicas and an image took 2,130 bytes each, their entries in `service.hot` included."""
 
 _ReplicaRow = tuple[int, str, str, str, str]
 """Store id, key, replica id, state, project."""
 
-_ImageRow = tuple[str, str, str, str, str]
-"""Image id, project, visibility, status, format."""
+_ImageRow = tuple[str, str, str, str, str, tuple[str, ...]]
+"""Image id, project, visibility, status, format, the projects that it is shared with."""
 
 
 class PlacedReplica(NamedTuple):
@@ -53,7 +55,7 @@ class CompactBlob:
         """The replicas in the order of their ids, as `PlacedReplica` without its types: what reads a hundred of them wants no objects."""
         self.all_active = all(row[3] == ReplicaState.ACTIVE for row in replicas)
         self._images = images
-        self.read_by_all = anyone_may_read((visibility, status) for _, _, visibility, status, _ in images)
+        self.read_by_all = anyone_may_read((visibility, status) for _, _, visibility, status, _, _ in images)
         """Every principal may read it through some image."""
         self.used = False
         """For whoever keeps it, to know whether it was asked for since he last looked."""
@@ -67,18 +69,19 @@ class CompactBlob:
     def images(self) -> list[ImageAccess]:
         """The images that refer to it."""
         return [
-            ImageAccess(UUID(id), project, Visibility(visibility), ImageStatus(status), format)
-            for id, project, visibility, status, format in self._images
+            ImageAccess(UUID(id), project, Visibility(visibility), ImageStatus(status), format, members)
+            for id, project, visibility, status, format, members in self._images
         ]
 
     @property
     def held_bytes(self) -> int:
         """What it takes in memory, estimated."""
-        return BLOB_BYTES + REPLICA_BYTES * len(self.replica_rows) + IMAGE_BYTES * len(self._images)
+        members = sum(len(row[5]) for row in self._images)
+        return BLOB_BYTES + REPLICA_BYTES * len(self.replica_rows) + IMAGE_BYTES * len(self._images) + MEMBER_BYTES * members
 
 
 # One row a blob: the driver reads an array at a fraction of the cost of as many rows.
-_BLOBS = """
+_BLOBS = f"""
 SELECT b.id::text, b.size, b.digests::text, b.state, r.*, i.*
 FROM blobs b
 LEFT JOIN LATERAL (
@@ -86,11 +89,12 @@ LEFT JOIN LATERAL (
     FROM (SELECT store_id, key, id, state, project FROM replicas WHERE blob_id = b.id ORDER BY id) o
 ) r ON true
 LEFT JOIN LATERAL (
-    SELECT array_agg(i.id::text), array_agg(i.project), array_agg(i.visibility), array_agg(i.status), array_agg(ib.format)
+    SELECT array_agg(i.id::text), array_agg(i.project), array_agg({VISIBILITY}), array_agg({STATUS}), array_agg(ib.format),
+           array_agg({MEMBERS})
     FROM image_blobs ib JOIN images i ON i.id = ib.image_id WHERE ib.blob_id = b.id
 ) i ON true
 WHERE b.id = ANY ($1::text::uuid[])
-"""
+"""  # noqa: S608 - no value of a request is in it
 
 
 async def blobs(connection: Any, ids: Sequence[str]) -> list[CompactBlob | None]:
@@ -110,8 +114,8 @@ def _blob(id: str, size: int | None, digests: str, state: str, *columns: list[An
         summary,
         tuple((store_id, key, each, intern(state), intern(project)) for store_id, key, each, state, project in _rows(replicas)),
         tuple(
-            (image, intern(project), intern(visibility), intern(status), intern(format))
-            for image, project, visibility, status, format in _rows(images)
+            (image, intern(project), intern(visibility), intern(status), intern(format), tuple(map(intern, members_of(members))))
+            for image, project, visibility, status, format, members in _rows(images)
         ),
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from broker.catalog.connect import reachable
+from broker.catalog.images import STATUS
 
 
 class StateCount(NamedTuple):
@@ -51,9 +52,9 @@ async def states(db: Any) -> list[StateCount]:
     """Uploads and replicas by state, images by status."""
     with reachable():
         rows = await db.fetch(
-            """SELECT 'uploads', state, count(*) FROM uploads GROUP BY state
-               UNION ALL SELECT 'replicas', state, count(*) FROM replicas GROUP BY state
-               UNION ALL SELECT 'images', status, count(*) FROM images GROUP BY status"""
+            f"""SELECT 'uploads', state, count(*) FROM uploads GROUP BY state
+                UNION ALL SELECT 'replicas', state, count(*) FROM replicas GROUP BY state
+                UNION ALL SELECT 'images', {STATUS} AS shown, count(*) FROM images i GROUP BY shown"""  # noqa: S608 - no value of a request
         )
     return [StateCount(*row) for row in rows]
 

@@ -15,25 +15,36 @@ import asyncpg
 
 from broker import errors
 from broker.catalog.connect import reachable
-from broker.model import Image, ImageStatus, Vetting, Visibility
+from broker.model import Image, ImageStatus, MemberStatus, Vetting, Visibility
 
-_SELECT = """
+VISIBILITY = "CASE WHEN i.shared AND i.visibility = 'private' THEN 'shared' ELSE i.visibility END"
+STATUS = "CASE WHEN i.status = 'deactivated' AND i.vetting = 'pending' THEN 'pending' ELSE i.status END"
+VETTED = "(i.vetting IS NULL OR i.vetting = 'approved')"
+"""As the model has them; how they are stored is told in schemas/sql/0004_dialects.sql."""
+
+MEMBERS = """CASE WHEN i.shared AND i.visibility = 'private'
+       THEN (SELECT string_agg(m.project, chr(10) ORDER BY m.project) FROM image_members m WHERE m.image_id = i.id) END"""
+"""The projects that an image is shared with, one a line (no project's name holds a line feed); see `members_of`."""
+
+_SELECT = f"""
 SELECT i.id, i.name, i.project, i.subject, i.visibility, i.shared, i.status, i.vetting, i.properties, i.tags, i.protected, i.hidden,
        i.min_disk, i.min_ram, i.disk_format, i.container_format, extract(epoch FROM i.created_at)::float8 AS created_at,
        extract(epoch FROM i.updated_at)::float8 AS updated_at, i.version,
-       coalesce((SELECT jsonb_object_agg(ib.format, ib.blob_id) FROM image_blobs ib WHERE ib.image_id = i.id), '{}') AS blobs
+       coalesce((SELECT jsonb_object_agg(ib.format, ib.blob_id) FROM image_blobs ib WHERE ib.image_id = i.id), '{{}}') AS blobs,
+       {MEMBERS} AS members
 FROM images i
-"""
+"""  # noqa: S608 - no value of a request is in it
 
-_VISIBILITY = "CASE WHEN i.shared AND i.visibility = 'private' THEN 'shared' ELSE i.visibility END"
-_STATUS = "CASE WHEN i.status = 'deactivated' AND i.vetting IN ('pending', 'rejected') THEN 'pending' ELSE i.status END"
-"""As the model has them; how they are stored is told in schemas/sql/0004_dialects.sql."""
+
+def members_of(lines: str | None) -> tuple[str, ...]:
+    """What `MEMBERS` gave, taken apart."""
+    return tuple(lines.split("\n")) if lines else ()
 
 
 def _image(row: Any) -> Image:
     vetting = None if row["vetting"] is None else Vetting(row["vetting"])
     shared = row["shared"] and row["visibility"] == Visibility.PRIVATE
-    withheld = row["status"] == ImageStatus.DEACTIVATED and vetting in (Vetting.PENDING, Vetting.REJECTED)
+    withheld = row["status"] == ImageStatus.DEACTIVATED and vetting is Vetting.PENDING
     return Image(
         id=row["id"],
         name=row["name"],
@@ -54,12 +65,25 @@ def _image(row: Any) -> Image:
         disk_format=row["disk_format"],
         container_format=row["container_format"],
         vetting=vetting,
+        members=members_of(row["members"]),
     )
 
 
 def _stored(visibility: Visibility) -> tuple[str, bool]:
     """The columns ``visibility`` and ``shared``."""
     return (Visibility.PRIVATE.value, True) if visibility is Visibility.SHARED else (visibility.value, False)
+
+
+# $1 whose lists, $9 what they said to what is shared with them.
+_PAGE = f"""{_SELECT}
+WHERE ($1::text IS NULL OR i.project = $1 OR (i.visibility = 'public' AND {VETTED})
+       OR (i.shared AND i.visibility = 'private' AND i.id IN (
+           SELECT image_id FROM image_members WHERE project = $1 AND ($9::text IS NULL OR status = $9))))
+  AND ($2::uuid IS NULL OR i.id > $2) AND ($3::text IS NULL OR i.name = $3) AND ($4::text IS NULL OR {VISIBILITY} = $4)
+  AND ($5::text IS NULL OR {STATUS} = $5) AND ($6::text IS NULL OR i.project = $6)
+  AND ($7::text IS NULL OR EXISTS (SELECT FROM image_blobs ib WHERE ib.image_id = i.id AND ib.format = $7))
+ORDER BY i.id LIMIT $8
+"""  # noqa: S608 - no value of a request is in it
 
 
 async def get(db: Any, id: UUID) -> Image | None:
@@ -86,21 +110,18 @@ async def page(
     status: ImageStatus | None = None,
     owner: str | None = None,
     format: str | None = None,
+    member_status: MemberStatus | None = MemberStatus.ACCEPTED,
 ) -> list[Image]:
-    """Up to `limit` images by id, those after `after`: the public ones and those of `project`, or all when `project` is ``None``.
+    """Up to `limit` images by id, those after `after`: the public ones, those of `project` and those that are shared with it, as far as
+    it answered `member_status` to that (``None``: whatever it answered); or all when `project` is ``None``.
 
     `owner` and the others narrow this down (`broker.permit.lists_image` is the rule).
     """
     with reachable():
         rows = await db.fetch(
-            _SELECT
-            + f"""WHERE ($1::text IS NULL OR i.project = $1 OR i.visibility = 'public') AND ($2::uuid IS NULL OR i.id > $2)
-                 AND ($3::text IS NULL OR i.name = $3) AND ($4::text IS NULL OR {_VISIBILITY} = $4)
-                 AND ($5::text IS NULL OR {_STATUS} = $5)
-                 AND ($6::text IS NULL OR i.project = $6)
-                 AND ($7::text IS NULL OR EXISTS (SELECT FROM image_blobs ib WHERE ib.image_id = i.id AND ib.format = $7))
-                 ORDER BY i.id LIMIT $8""",
+            _PAGE,
             project, after, name, visibility and visibility.value, status and status.value, owner, format, limit,
+            member_status and member_status.value,
         )  # fmt: skip
     return [_image(row) for row in rows]
 
@@ -182,6 +203,12 @@ async def update(db: Any, image: Image, version: int | None, *, deactivated: boo
     if found is None:
         raise errors.NotFound("No such image.")
     return found
+
+
+async def set_vetting(connection: Any, id: UUID, vetting: Vetting | None) -> None:
+    """Have an image wait for approval, or no longer; its status follows (schemas/sql/0004_dialects.sql)."""
+    with reachable():
+        await connection.execute("UPDATE images SET vetting = $2 WHERE id = $1", id, vetting and vetting.value)
 
 
 async def delete(connection: Any, id: UUID, version: int | None) -> None:

@@ -8,7 +8,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -16,7 +16,7 @@ from uuid import UUID
 from broker import errors
 from broker.catalog import blobs, replicas
 from broker.catalog.connect import reachable
-from broker.model import Blob, Digests, ImageStatus, Replica, ReplicaState, Visibility, new_id
+from broker.model import Blob, Digests, ImageStatus, Replica, ReplicaState, Vetting, Visibility, new_id
 from broker.recover import Recovered
 from broker.sign.record import RecordedImage
 
@@ -96,7 +96,13 @@ async def busy(db: Any, store_id: int, *, uploads: bool) -> set[str]:
 
 
 async def restore(
-    connection: Any, recovered: Recovered, stores: Mapping[str, int], *, recorded_visibility: bool, deactivated: bool
+    connection: Any,
+    recovered: Recovered,
+    stores: Mapping[str, int],
+    *,
+    recorded_visibility: bool,
+    deactivated: bool,
+    vetted: Collection[Visibility],
 ) -> Made:
     """Write a blob, its images and its replicas, as far as they are missing, in a transaction that has locked the blob.
 
@@ -105,7 +111,7 @@ async def restore(
     """
     blob = recovered.blob
     with reachable():
-        images = sum([await _restore_image(connection, image, recorded_visibility, deactivated) for image in recovered.images])
+        images = sum([await _restore_image(connection, image, recorded_visibility, deactivated, vetted) for image in recovered.images])
         blobs_made = await _restore_blob(connection, blob)
         for image in recovered.images:
             await _link(connection, image, blob.id)
@@ -128,14 +134,18 @@ async def restore(
     return Made(images, blobs_made, made)
 
 
-async def _restore_image(connection: Any, image: RecordedImage, recorded_visibility: bool, deactivated: bool) -> int:
+async def _restore_image(
+    connection: Any, image: RecordedImage, recorded_visibility: bool, deactivated: bool, vetted: Collection[Visibility]
+) -> int:
     """1 when the image was made, 0 when it is there. Raises `Conflict` when it is another project's."""
+    visibility = image.visibility if recorded_visibility else Visibility.PRIVATE
     made = await connection.fetchval(
-        "INSERT INTO images (id, name, project, subject, visibility, status) VALUES ($1, $2, $3, $4, $5, $6)"
+        "INSERT INTO images (id, name, project, subject, visibility, status, vetting) VALUES ($1, $2, $3, $4, $5, $6, $7)"
         " ON CONFLICT (id) DO NOTHING RETURNING true",
         image.id, image.name, image.project, REBUILT,
-        image.visibility.value if recorded_visibility else Visibility.PRIVATE.value,
+        visibility.value,
         (ImageStatus.DEACTIVATED if deactivated else ImageStatus.ACTIVE).value,
+        Vetting.PENDING.value if visibility in vetted else None,
     )  # fmt: skip
     if made:
         return 1

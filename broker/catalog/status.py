@@ -16,6 +16,7 @@ import asyncpg
 
 from broker.catalog.connect import reachable
 from broker.catalog.contention import DEAD_SECONDS
+from broker.catalog.images import MEMBERS, VETTED, VISIBILITY, members_of
 from broker.catalog.path_pages import PathRow
 from broker.model import Operation, Visibility
 from broker.paths import PathAverage
@@ -65,11 +66,13 @@ class WaitSeen(NamedTuple):
 
 
 class ImageSeen(NamedTuple):
-    """The image that a ticket names, as it is now."""
+    """The image that a ticket names, as it is now, as far as that decides who may learn its name."""
 
     name: str
     project: str
     visibility: Visibility
+    members: tuple[str, ...]
+    is_withheld: bool
 
 
 class TicketSeen(NamedTuple):
@@ -134,15 +137,15 @@ _LEASED = """
 SELECT store_id, direction, count(*)::int FROM leases WHERE expires_at > now() GROUP BY store_id, direction
 """
 
-_TICKET = """
+_TICKET = f"""
 t.id, t.operation, t.state, t.project, t.subject, t.instance, t.address, t.site, t.size, t.places,
-extract(epoch FROM t.expires_at)::float8, t.expires_at <= now(), i.name, i.project, i.visibility,
+extract(epoch FROM t.expires_at)::float8, t.expires_at <= now(), i.name, i.project, {VISIBILITY},
 (SELECT jsonb_agg(jsonb_build_array(l.store_id, extract(epoch FROM coalesce(l.expected_at, l.expires_at)),
                                     extract(epoch FROM l.expires_at)))
  FROM leases l WHERE l.ticket_id = t.id AND l.expires_at > now()),
 (SELECT jsonb_agg(jsonb_build_array(r.store_id, r.outcome)) FROM reports r WHERE r.ticket_id = t.id),
-u.state, t.why
-"""
+u.state, t.why, {MEMBERS}, NOT {VETTED}
+"""  # noqa: S608 - no value of a request is in it
 
 # $1 everything, $2 project, $3 subject, $4 how many; a ticket is under way while it holds a lease, or may be used and was not reported.
 # An array and a count, where IN and NOT EXISTS would say the same: those the planner turns into a scan of every ticket and report.
@@ -227,7 +230,7 @@ async def read(db: asyncpg.Pool[asyncpg.Record], scope: Scope, bounds: Bounds) -
 
 
 def _ticket(row: Any) -> TicketSeen:
-    image = None if row[12] is None else ImageSeen(row[12], row[13], Visibility(row[14]))
+    image = None if row[12] is None else ImageSeen(row[12], row[13], Visibility(row[14]), members_of(row[19]), row[20])
     leases = tuple(LeaseSeen(int(store), float(expected), float(expires)) for store, expected, expires in row[15] or ())
     return TicketSeen(
         id=row[0],

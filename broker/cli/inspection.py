@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -218,7 +218,7 @@ def _values(part: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         value, name = getattr(part, each.name), prefix + ("memory.hot_bytes" if each.name == "hot_bytes" else each.name)
         if name in ("warnings", "postgres_dir"):
             continue
-        if name.startswith("policy."):
+        if name.startswith("policy.") and isinstance(value, Mapping):
             yield from ((f"{name}.{key}", str(number)) for key, number in value.items())
         elif is_dataclass(value) and type(value).__str__ is object.__str__:
             yield from _values(value, f"{name}.")

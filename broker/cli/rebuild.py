@@ -94,7 +94,8 @@ async def _rebuild(settings: config.Settings, asked: _Asked) -> tuple[Survey, Do
         async with _telling(chosen, quiet=asked.as_json) as tell:
             seen = await rebuild.survey(shop.db, chosen, shop.open_store, sealer, tell, restored=asked.restored)
         planned = await rebuild.decide(shop.db, seen, shop.policy.verify)
-        done = await rebuild.carry_out(shop.db, planned, seen, chosen, asked.wanted, apply=asked.apply)
+        wanted = asked.wanted._replace(vetted=shop.policy.vetting.visibilities)
+        done = await rebuild.carry_out(shop.db, planned, seen, chosen, wanted, apply=asked.apply)
     return seen, done
 
 

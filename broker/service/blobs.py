@@ -23,7 +23,7 @@ async def get_blob(context: Context, client: Client, id: UUID) -> dict[str, Any]
     shown = summary(blob)
     if blob.pieces is not None:
         shown["pieces"] = {"length": blob.pieces.length, "algorithm": blob.pieces.algorithm, "digests": list(blob.pieces.digests)}
-    listed = (image for image in view.images if permit.lists_image(client.principal, image.project, image.visibility))
+    listed = (image for image in view.images if permit.lists_image(client.principal, image))
     shown["images"] = [{"image": str(image.id), "format": image.format} for image in listed]
     return shown
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from broker import admit, paths, rank, verify
+from broker import admit, paths, rank, verify, vet
 from broker.catalog import leases, reports
 from broker.catalog.coalesce import Coalescer
 from broker.metrics import Metrics
@@ -41,6 +41,7 @@ class Policy:
     paths: paths.Policy = field(default_factory=paths.Policy)
     admit: admit.Policy = field(default_factory=admit.Policy)
     verify: verify.VerifyPolicy = field(default_factory=verify.VerifyPolicy)
+    vetting: vet.Policy = field(default_factory=vet.Policy)
     url_ttl_seconds: float = 3600.0
     """No URL for reading, or for a single PUT, lives longer; a ticket can be refreshed."""
     share_bucket_seconds: float = 0.0

@@ -24,6 +24,7 @@ from broker.model import Image
 
 IMAGE_BYTES = 1500
 PROPERTY_BYTES = 150
+MEMBER_BYTES = 100
 """Estimated memory of an image that is kept, by measurement."""
 
 
@@ -34,7 +35,7 @@ class HotImage:
 
     def __init__(self, image: Image) -> None:
         self.image = image
-        self.held_bytes = IMAGE_BYTES + PROPERTY_BYTES * len(image.properties)
+        self.held_bytes = IMAGE_BYTES + PROPERTY_BYTES * len(image.properties) + MEMBER_BYTES * len(image.members)
         self.used = False
 
 

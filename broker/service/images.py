@@ -2,8 +2,10 @@
 
 Rules
 - What a principal may not see does not exist (`broker.permit`). An id that is taken is a conflict for everyone alike.
-- Only administrators publish, deactivate and reactivate (M16), and give an image to another project.
-- A protected image is not deleted, by nobody.
+- Only administrators publish, where public images need no approval, deactivate and reactivate (M16), and give an image to another
+  project. What a change means for an image's approval is decided in `broker.vet`; to set the status of one that waits for it, or was
+  refused it, is a decision on it.
+- A protected image is deleted by nobody; whoever may change it takes the protection away first.
 - A blob can be named only by who may read it: nobody gets at bytes by guessing a blob's id.
 - Deleting an image deletes the bytes that no other image needs, where that right was delegated (invariant 7); other replicas
   are forgotten and their bytes stay. Who deletes is told what stays on the stores that he may know, and of no others.
@@ -16,13 +18,14 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from broker import errors, permit
+from broker import errors, permit, vet
 from broker.catalog import blobs, image_search, images, replicas, views
 from broker.catalog.connect import reachable
 from broker.catalog.image_search import Search
 from broker.catalog.replicas import ReplicaRecord
 from broker.catalog.transaction import transaction
-from broker.model import Blob, BlobState, Client, Exposure, Image, ImageStatus, ReplicaState, Role, Visibility
+from broker.model import Blob, BlobState, Client, Exposure, Image, ImageStatus, ReplicaState, Role, Vetting, Visibility
+from broker.service import vetting
 from broker.service.context import Context
 from broker.service.idempotency import Claim
 from broker.service.instants import instant
@@ -76,8 +79,7 @@ async def create_image(context: Context, client: Client, request: Mapping[str, A
     visibility = Visibility(request.get("visibility", "private"))
     if not principal.may_write:
         raise errors.Forbidden("Readers make no images.")
-    if visibility is Visibility.PUBLIC and not permit.may_publish(principal):
-        raise errors.Forbidden("Only administrators make images public.", field="visibility", expected="private or community")
+    _require_publisher(context, client, visibility)
     id = UUID(request["id"]) if "id" in request else claim.id
     formats = {format: UUID(blob) for format, blob in request.get("blobs", {}).items()}
     wanted = Image(
@@ -90,6 +92,7 @@ async def create_image(context: Context, client: Client, request: Mapping[str, A
         properties=request.get("properties", {}),
         blobs=formats,
         **_described(request),
+        vetting=vet.of_new(context.policy.vetting, visibility, principal.role),
     )
     try:
         async with transaction(context.db) as connection:
@@ -116,11 +119,14 @@ async def change_image(context: Context, client: Client, id: UUID, version: int 
     """
     image = await _changeable(context, client, id, version)
     visibility = Visibility(request.get("visibility", image.visibility))
-    if visibility is Visibility.PUBLIC and image.visibility is not Visibility.PUBLIC and not permit.may_publish(client.principal):
-        raise errors.Forbidden("Only administrators make images public.", field="visibility", expected="private or community")
+    if visibility is not image.visibility:
+        _require_publisher(context, client, visibility)
     properties = {name: value for name, value in {**image.properties, **request.get("properties", {})}.items() if value is not None}
     if len(properties) > MAX_PROPERTIES:
         raise errors.Invalid("Too many properties.", field="properties", expected=f"at most {MAX_PROPERTIES} in all")
+    deactivated = _deactivated(client, image, request)
+    if image.is_withheld and request.get("status", image.status) != image.status:
+        image = await vetting.decide(context, client, image, Vetting.REJECTED if deactivated else Vetting.APPROVED)
     changed = replace(
         image,
         name=request.get("name", image.name),
@@ -129,7 +135,8 @@ async def change_image(context: Context, client: Client, id: UUID, version: int 
         properties=properties,
         **_described(request),
     )
-    image = await images.update(context.db, changed, image.version, deactivated=_deactivated(client, image, request))
+    changed = replace(changed, vetting=vet.of_changed(context.policy.vetting, image, changed, client.principal.role))
+    image = await images.update(context.db, changed, image.version, deactivated=deactivated)
     _forget(context, id, image.blobs.values())
     return await _shown(context, image)
 
@@ -163,6 +170,11 @@ async def delete_image(context: Context, client: Client, id: UUID, version: int 
     }
 
 
+def _require_publisher(context: Context, client: Client, visibility: Visibility) -> None:
+    if visibility is Visibility.PUBLIC and not permit.may_publish(client.principal, context.policy.vetting.visibilities):
+        raise errors.Forbidden("Only administrators make images public.", field="visibility", expected="private, shared or community")
+
+
 def _known(client: Client, records: Iterable[ReplicaRecord]) -> Iterable[ReplicaRecord]:
     """Those on stores that this principal may know (M13)."""
     return (record for record in records if record.exposure is Exposure.PUBLIC or client.principal.sees_private_stores)
@@ -175,7 +187,7 @@ def _location(record: ReplicaRecord) -> dict[str, Any]:
 async def _visible(context: Context, client: Client, id: UUID) -> Image:
     """The image as the catalogue has it now. Raises `NotFound`."""
     image = await images.get(context.db, id)
-    if image is None or not permit.may_see_image(client.principal, image.project, image.visibility):
+    if image is None or not permit.may_see_image(client.principal, image):
         raise errors.NotFound("No such image.")
     return image
 
@@ -248,7 +260,7 @@ async def _shown(context: Context, image: Image) -> Versioned:
 
 
 def _render(image: Image, known: Mapping[UUID, Blob]) -> dict[str, Any]:
-    return {
+    shown = {
         "id": str(image.id),
         "name": image.name,
         "project": image.project,
@@ -266,3 +278,4 @@ def _render(image: Image, known: Mapping[UUID, Blob]) -> dict[str, Any]:
         "created_at": instant(image.created_at),
         "updated_at": instant(image.updated_at),
     }
+    return shown if image.vetting is None else shown | {"vetting": image.vetting.value}

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import structlog
 
 from broker import errors
-from broker.catalog import brokers, changes, counts, failures, idempotency, keys, leases, partitions, reports, waits
+from broker.catalog import brokers, changes, counts, failures, idempotency, keys, leases, partitions, reports, verdicts, waits
 from broker.metrics import PROJECTS
 from broker.model import Direction
 from broker.service import adapting, key_rotation, reap, signals
@@ -53,6 +53,7 @@ async def count(context: Context) -> None:
     found = await counts.states(context.db)
     for subject, gauge in (("uploads", metrics.uploads), ("replicas", metrics.replicas), ("images", metrics.images)):
         gauge.replace({(entry.state,): entry.number for entry in found if entry.subject == subject})
+    metrics.vetting_seconds.set(await verdicts.waiting_seconds(context.db))
     metrics.deletions.replace({(state,): number for state, number in (await counts.deletions(context.db)).items()})
     metrics.database_bytes.set(await counts.size(context.db))
 

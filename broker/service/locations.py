@@ -123,7 +123,7 @@ def main_format(image: Image) -> str:
 async def visible(context: Context, client: Client, id: UUID) -> Image:
     """The image as the catalogue has it now. Raises `NotFound`."""
     image = await images.get(context.db, id)
-    if image is None or not permit.may_see_image(client.principal, image.project, image.visibility):
+    if image is None or not permit.may_see_image(client.principal, image):
         raise errors.NotFound("No such image.")
     return image
 

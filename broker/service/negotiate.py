@@ -19,9 +19,9 @@ from broker import accept, admit, errors, rank
 from broker.catalog import leases, tickets
 from broker.catalog.compact import CompactBlob
 from broker.catalog.leases import Party
-from broker.model import Client, Direction, Image, Operation
+from broker.model import Client, Direction, Image, Operation, Vetting
 from broker.paths import IDLE
-from broker.permit import ImageAccess, may_read_blob, may_read_image, may_see_image
+from broker.permit import may_read_blob, may_read_image, may_see_image
 from broker.service import asked, places, promises, ways
 from broker.service.context import Context
 from broker.service.hot import Hot, Known
@@ -193,11 +193,17 @@ async def find_image(context: Context, client: Client, id: str) -> Image:
 
 def readable_image(client: Client, image: Image | None) -> Image:
     """The image, if the client may read it. Raises `NotFound`, `Forbidden`."""
-    if image is None or not may_see_image(client.principal, image.project, image.visibility):
+    if image is None or not may_see_image(client.principal, image):
         raise errors.NotFound("No such image.")
-    if not may_read_image(client.principal, ImageAccess(image.id, image.project, image.visibility, image.status, "")):
-        raise errors.Forbidden("The image is deactivated.")
+    if not may_read_image(client.principal, image):
+        raise errors.Forbidden(_WITHHELD.get(image.vetting, "The image is deactivated."))
     return image
+
+
+_WITHHELD: Mapping[Vetting | None, str] = {
+    Vetting.PENDING: "The image waits for an administrator's approval.",
+    Vetting.REJECTED: "An administrator has rejected the image.",
+}
 
 
 def choose_format(image: Image, formats: Sequence[str] | None) -> str:

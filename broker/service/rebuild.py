@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from broker import errors
 from broker.catalog import blobs, recovery
 from broker.catalog.transaction import transaction
-from broker.model import BlobState, ReplicaState, Store
+from broker.model import BlobState, ReplicaState, Store, Visibility
 from broker.recover import Conflict, Found, Plan, Recovered, plan
 from broker.sign.record import Sealer, carries
 from broker.stores import base
@@ -63,6 +63,8 @@ class Wanted(NamedTuple):
 
     recorded_visibility: bool = False
     deactivated: bool = False
+    vetted: frozenset[Visibility] = frozenset()
+    """Visibilities that need approval: whether there was one is lost with the catalogue, so their images wait for it."""
 
 
 @dataclass(slots=True)
@@ -209,4 +211,6 @@ async def _write(db: Any, each: Recovered, ids: dict[str, int], wanted: Wanted) 
         states = await blobs.lock(connection, [each.blob.id])
         if states.get(each.blob.id) is BlobState.DELETING:
             raise errors.Gone("it is being deleted")
-        return await recovery.restore(connection, each, ids, recorded_visibility=wanted.recorded_visibility, deactivated=wanted.deactivated)
+        return await recovery.restore(
+            connection, each, ids, recorded_visibility=wanted.recorded_visibility, deactivated=wanted.deactivated, vetted=wanted.vetted
+        )

@@ -175,7 +175,7 @@ def _store(context: Context, store: Store, leased: Mapping[tuple[int, str], int]
 
 def _asked(principal: Principal, ticket: TicketSeen) -> Asked:
     image = ticket.image
-    name = image.name if image is not None and permit.may_see_image(principal, image.project, image.visibility) else None
+    name = image.name if image is not None and permit.may_see_image(principal, image) else None
     machine = f"{ticket.instance} at {ticket.address}" if ticket.instance else ticket.address
     return Asked(
         str(ticket.id), ticket.operation.value, name, ticket.size, ticket.project, ticket.subject, machine, ticket.site, ticket.asked_at

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from broker import errors, permit
+from broker import errors, permit, vet
 from broker.catalog import blobs, images, uploads, views
 from broker.catalog.connect import reachable
 from broker.model import Blob, BlobState, Client, Digests, Image, ImageStatus, Principal, Purpose, ReplicaState, Visibility, new_id
@@ -66,7 +66,7 @@ async def resolve(context: Context, client: Client, request: Mapping[str, Any]) 
     if isinstance(image, str):
         return await _format_of(context, client.principal, UUID(image), format, purpose, size, digests)
     visibility = Visibility(image.get("visibility", "private"))
-    if visibility is Visibility.PUBLIC and not permit.may_publish(client.principal):
+    if visibility is Visibility.PUBLIC and not permit.may_publish(client.principal, context.policy.vetting.visibilities):
         raise errors.Forbidden("Only administrators make an image public.")
     now = context.clock()
     new_image = NewImage(image["name"], visibility, image.get("properties", {}))
@@ -85,7 +85,7 @@ async def _format_of(
     """A format of an existing image."""
     with reachable():
         (image,) = await images.get_many(context.db, [image_id])
-    if image is None or not permit.may_see_image(principal, image.project, image.visibility):
+    if image is None or not permit.may_see_image(principal, image):
         raise errors.NotFound("No such image.")
     if not permit.may_change_image(principal, image.project):
         raise errors.Forbidden("Only the image's project may add to it.")
@@ -128,8 +128,9 @@ async def _blob(context: Context, principal: Principal, blob_id: UUID, request: 
     return Target(blob_id, None, None, purpose, view.blob.size, {**digests, **view.blob.digests}, taken=taken)
 
 
-async def write(connection: Any, client: Client, target: Target) -> None:
-    """Write what a new target needs, in the transaction that makes the upload. Raises `Conflict`, `NotFound`."""
+async def write(connection: Any, client: Client, target: Target, policy: vet.Policy) -> None:
+    """Write what a new target needs, in the transaction that makes the upload: what is vetted waits from now on. Raises `Conflict`,
+    `NotFound`."""
     principal, image = client.principal, target.new_image
     if target.new_blob:
         await blobs.insert(connection, Blob(target.blob_id, None, {}, BlobState.QUEUED))
@@ -145,10 +146,14 @@ async def write(connection: Any, client: Client, target: Target) -> None:
             status=ImageStatus.QUEUED,
             properties=image.properties,
             blobs={target.format: target.blob_id},
+            vetting=vet.of_new(policy, image.visibility, principal.role),
         )
         await images.insert(connection, made)
     elif target.links:
         await images.attach(connection, target.image_id, target.format, target.blob_id)
+        extended = await images.get(connection, target.image_id)  # locked by now
+        if extended is not None and (vetting := vet.of_extended(policy, extended, principal.role)) is not extended.vetting:
+            await images.set_vetting(connection, target.image_id, vetting)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ async def _write(context: Context, client: Client, request: Mapping[str, Any], i
         return []
     ranked = await destinations.rank_stores(context, client, request, target)
     async with transaction(context.db) as connection:
-        await targets.write(connection, client, target)
+        await targets.write(connection, client, target, context.policy.vetting)
         await uploads.create(connection, _row(context, client, id, target), ranked.places[: max(request.get("count", 1), _TRIED)])
     if target.image_id is not None:
         context.memory.forget("image", str(target.image_id))
@@ -141,7 +141,7 @@ async def _link(context: Context, client: Client, id: UUID, target: Target, know
         if (await blobs.lock(connection, [known.blob_id])).get(known.blob_id) is not BlobState.ACTIVE:
             return False
         linked = replace(target, blob_id=known.blob_id, size=known.size, digests=known.digests, new_blob=False)
-        await targets.write(connection, client, linked)
+        await targets.write(connection, client, linked, context.policy.vetting)
         await uploads.create(connection, _row(context, client, id, linked), [])
         await upload_ends.linked(connection, id, known.replica_id)
     context.memory.forget("blob", str(known.blob_id))

@@ -72,3 +72,29 @@ CREATE TABLE copies (
 CREATE UNIQUE INDEX copies_under_way ON copies (blob_id, store_id) WHERE state IN ('queued', 'running');
 CREATE INDEX copies_by_image ON copies (image_id, id);
 CREATE INDEX copies_by_store ON copies (store_id);
+
+-- Vetting (broker/vet.py, broker/catalog/verdicts.py): since when an image waits, what was decided of it, what agents said of its signature.
+ALTER TABLE images ADD COLUMN vetting_at timestamptz;
+CREATE INDEX images_waiting ON images (vetting_at) WHERE vetting = 'pending';
+
+CREATE FUNCTION note_vetting() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.vetting_at := now();
+    RETURN NEW;
+END $$;
+CREATE TRIGGER vetting_begins BEFORE INSERT ON images FOR EACH ROW WHEN (NEW.vetting = 'pending') EXECUTE FUNCTION note_vetting();
+CREATE TRIGGER vetting_begins_anew BEFORE UPDATE ON images FOR EACH ROW
+    WHEN (NEW.vetting = 'pending' AND OLD.vetting IS DISTINCT FROM 'pending') EXECUTE FUNCTION note_vetting();
+
+CREATE TABLE image_verdicts (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    image_id  uuid NOT NULL REFERENCES images (id) ON DELETE CASCADE,
+    outcome   text NOT NULL CHECK (outcome IN ('approved', 'rejected', 'valid', 'invalid')),
+    blobs     jsonb NOT NULL,
+    signature jsonb NOT NULL,
+    subject   text NOT NULL,
+    project   text NOT NULL,
+    detail    text NOT NULL,
+    at        timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX image_verdicts_by_image ON image_verdicts (image_id, id);

@@ -6,11 +6,11 @@ A handler is named as its operation in the contract, in snake_case; whatever a m
 from __future__ import annotations
 
 from broker.web.call import Handler
-from broker.web.handlers import about, content, copies, images, keys, places, quotas, replicas, tickets
+from broker.web.handlers import about, content, copies, images, keys, places, quotas, replicas, tickets, vetting
 
 HANDLERS: dict[str, Handler] = {
     name: getattr(module, name)
-    for module in (about, content, copies, images, keys, places, quotas, replicas, tickets)
+    for module in (about, content, copies, images, keys, places, quotas, replicas, tickets, vetting)
     for name in module.__all__
 }
 """Every handler by name."""
