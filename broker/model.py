@@ -260,6 +260,8 @@ class Abilities:
     """Digest algorithms of single parts that the store computes itself and tells when parts are listed."""
     seals_parts: bool = False
     """A part URL replayed after completion leaves the finished object unchanged."""
+    takes_unsized: bool = False
+    """A PUT whose length is not known when it begins (``Transfer-Encoding: chunked``) is taken."""
     copies: bool = False
     """Server-side copy works, so that a staged object can be sealed under another key."""
     clock_skew_seconds: float = 0.0

@@ -47,7 +47,8 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A write under way, with its destinations by rank. `silent` says that its committer has not been heard of for a while."""
+    """A write under way, with its destinations by rank. `silent` says that its committer has not been heard of for a while, `staged` that
+    somebody else will ask for its commit, when the bytes are there."""
 
     id: UUID
     blob_id: UUID
@@ -65,6 +66,7 @@ class Upload:
     expires_at: float
     expired: bool
     silent: bool
+    staged: bool
     destinations: tuple[Destination, ...]
 
     def destination(self, store_id: int) -> Destination | None:
@@ -102,7 +104,7 @@ class NewDestination:
 
 
 _UPLOAD = """
-SELECT id, blob_id, image_id, format, purpose, project, subject, size, digests, state, makes_image, replica_id, problem,
+SELECT id, blob_id, image_id, format, purpose, project, subject, size, digests, state, makes_image, replica_id, problem, staged,
        extract(epoch FROM expires_at)::float8 AS expires_at, expires_at <= clock_timestamp() AS expired,
        touched_at < clock_timestamp() - make_interval(secs => $2) AS silent
 FROM uploads WHERE id = $1
@@ -133,6 +135,17 @@ async def under_way(db: Any, blob_id: UUID) -> bool:
                 blob_id,
             )
         )
+
+
+async def of_image_under_way(db: Any, image_id: UUID) -> Upload | None:
+    """The latest upload for this image that may still be committed."""
+    with reachable():
+        id = await db.fetchval(
+            "SELECT id FROM uploads WHERE image_id = $1 AND state IN ('open', 'committing') AND expires_at > clock_timestamp()"
+            " ORDER BY id DESC LIMIT 1",
+            image_id,
+        )
+    return None if id is None else await get(db, id)
 
 
 async def latest_of(db: Any, blob_id: UUID) -> Upload | None:
@@ -237,6 +250,19 @@ async def touch(db: Any, id: UUID, ttl_seconds: float, most_seconds: float) -> f
             id, ttl_seconds, most_seconds,
         )  # fmt: skip
     return None if at is None else float(at)
+
+
+async def carry(db: Any, id: UUID, carrier: bytes, *, staged: bool) -> None:
+    """Note who carries the bytes: the SHA-256 of the secret by which the carrier is known. `staged`: they wait for their import."""
+    with reachable():
+        await db.execute("UPDATE uploads SET carrier = $2, staged = $3 WHERE id = $1", id, carrier, staged)
+
+
+async def carried_by(db: Any, id: UUID, carrier: bytes) -> Upload | None:
+    """The upload, if it has this carrier."""
+    with reachable():
+        known = await db.fetchval("SELECT true FROM uploads WHERE id = $1 AND carrier = $2", id, carrier)
+    return await get(db, id) if known else None
 
 
 async def bind_size(connection: Any, upload: Upload, size: int) -> bool:
@@ -345,6 +371,7 @@ def _upload(row: Any, places: Sequence[asyncpg.Record]) -> Upload:
         expires_at=row["expires_at"],
         expired=row["expired"],
         silent=row["silent"],
+        staged=row["staged"],
         destinations=tuple(_destination(place) for place in places),
     )
 

@@ -35,14 +35,15 @@ class Ranked(NamedTuple):
 
 
 async def rank_stores(context: Context, client: Client, request: Mapping[str, Any], target: Target) -> Ranked:
-    """Accept or exclude each store, and put those accepted in the order to try them. Raises `Invalid`, `NoDestination`."""
+    """Accept or exclude each store, and put those accepted in the order to try them; with ``whole`` in the request only those that can
+    be written in one PUT. Raises `Invalid`, `NoDestination`."""
     policy, principal = context.policy, client.principal
     needs_digest = not policy.verify.size_suffices
     candidates: list[accept.Candidate] = []
     cuts: dict[str, parts.Cut] = {}
     excluded: list[dict[str, str]] = []
     for store in context.memory.stores().values():
-        reason = _against(context, store, target, needs_digest, cuts)
+        reason = _against(context, store, target, needs_digest, cuts, whole=request.get("whole", False))
         if reason is None:
             candidates.append(
                 accept.destination(store, store.endpoint.partition(":")[0], context.memory.driver(store.name).limits.max_object)
@@ -83,7 +84,7 @@ async def rank_stores(context: Context, client: Client, request: Mapping[str, An
     return Ranked(chosen, excluded)
 
 
-def _against(context: Context, store: Store, target: Target, needs_digest: bool, cuts: dict[str, parts.Cut]) -> str | None:
+def _against(context: Context, store: Store, target: Target, needs_digest: bool, cuts: dict[str, parts.Cut], *, whole: bool) -> str | None:
     """What is against a store apart from what `accept` knows; how bytes would be cut for it goes to `cuts`."""
     if store.name in target.taken:
         return HAS_REPLICA
@@ -101,6 +102,7 @@ def _against(context: Context, store: Store, target: Target, needs_digest: bool,
         single_put_limit=context.policy.single_put_limit,
         min_part_size=context.policy.min_part_size,
         needs_digest=needs_digest,
+        whole=whole,
     )
     if isinstance(found, str):
         return found

@@ -40,11 +40,18 @@ class Cut(NamedTuple):
 
 
 def cut(
-    size: int | None, abilities: Abilities, limits: Limits, *, single_put_limit: int, min_part_size: int, needs_digest: bool
+    size: int | None,
+    abilities: Abilities,
+    limits: Limits,
+    *,
+    single_put_limit: int,
+    min_part_size: int,
+    needs_digest: bool,
+    whole: bool = False,
 ) -> Cut | str:
-    """How an object of `size` bytes goes to a store, or the reason why it cannot."""
+    """How an object of `size` bytes goes to a store, or the reason why it cannot; `whole`: in one PUT or not at all."""
     fits = size is None or size <= limits.max_put
-    single_sealed, parts_sealed = abilities.seals_single, abilities.multipart and abilities.seals_parts
+    single_sealed, parts_sealed = abilities.seals_single, not whole and abilities.multipart and abilities.seals_parts
     single = single_sealed and fits and bool(abilities.observes or not needs_digest)
     length = part_size(size, limits, min_part_size) if parts_sealed else None
     in_parts = length is not None and bool(abilities.observes_parts or abilities.observes or not needs_digest)

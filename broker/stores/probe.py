@@ -114,6 +114,7 @@ class _Probe:
             await self._step("signature", self._signature)
             await self._step("expiry", self._expiry)
             await self._step("overwriting", self._overwriting)
+            await self._step("unsized", self._unsized)
             await self._step("bound length", self._bound_length)
             await self._step("bound md5", lambda: self._bound_digest("md5"))
             await self._step("bound sha256", lambda: self._bound_digest("sha256"))
@@ -258,6 +259,12 @@ class _Probe:
         kept = new.accepted and again.refused and stripped.refused and await self._holds(key, first)
         detail = f"new: {new}; again: {again}; again without its header: {stripped}"
         self._found("refuses overwriting", kept, detail, refuses_overwrite=kept)
+
+    async def _unsized(self) -> None:
+        key, content = self._key("unsized"), secrets.token_bytes(100)
+        put = await self.visitor.send(self._put_handle(key, _NOTHING), content, unsized=True)
+        taken = put.accepted and await self._holds(key, content)
+        self._found("takes bodies of unknown length", taken, f"PUT in chunks: {put}", takes_unsized=taken)
 
     async def _bound_length(self) -> None:
         key, honest = self._key("length"), secrets.token_bytes(100)

@@ -57,17 +57,20 @@ class Visitor:
         self._scheme = urlsplit(record.internal_endpoint or record.endpoint).scheme
         self._through_internal = False
 
-    async def send(self, handle: Handle, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Reply:
-        """Open the handle. Raises `StoreUnavailable` when the store does not answer in time or answers without end."""
+    async def send(
+        self, handle: Handle, body: bytes | None = None, headers: Mapping[str, str] | None = None, *, unsized: bool = False
+    ) -> Reply:
+        """Open the handle; with `unsized` the body's length is not told. Raises `StoreUnavailable` when the store does not answer in time
+        or answers without end."""
         # The length is that of the body, whatever the handle says: that is how a dishonest client sends it.
         sent = {name: value for name, value in handle.headers.items() if name.lower() != "content-length"} | dict(headers or {})
-        reply = await self._send(handle, body, sent)
+        reply = await self._send(handle, body, sent, unsized)
         if reply.unreachable and self._internal is not None and not self._through_internal:
             self._through_internal = True
-            reply = await self._send(handle, body, sent)
+            reply = await self._send(handle, body, sent, unsized)
         return reply
 
-    async def _send(self, handle: Handle, body: bytes | None, headers: Mapping[str, str]) -> Reply:
+    async def _send(self, handle: Handle, body: bytes | None, headers: Mapping[str, str], unsized: bool) -> Reply:
         url, sent = handle.url, {"Accept-Encoding": "identity", **headers}
         if self._through_internal:
             parts = urlsplit(url)
@@ -81,6 +84,7 @@ class Visitor:
                     URL(url, encoded=True),
                     headers=sent,
                     data=body,
+                    chunked=unsized or None,
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(total=TOTAL_SECONDS, sock_connect=CONNECT_SECONDS),
                 ) as response,

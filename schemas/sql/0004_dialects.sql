@@ -98,3 +98,9 @@ CREATE TABLE image_verdicts (
     at        timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX image_verdicts_by_image ON image_verdicts (image_id, id);
+
+-- Uploads whose bytes somebody else carries, such as deploy/nginx/edge.conf (broker/catalog/uploads.py). The carrier is known by a secret,
+-- of which this is the SHA-256; staged bytes wait until an import asks for them.
+ALTER TABLE uploads ADD COLUMN carrier bytea;
+ALTER TABLE uploads ADD COLUMN staged boolean NOT NULL DEFAULT false;
+CREATE INDEX uploads_of_images ON uploads (image_id) WHERE state IN ('open', 'committing');

@@ -13,7 +13,7 @@ from tests.parts.storeside import StoresidePart
 from tests.parts.swift import SwiftPart
 
 SEAWEEDFS = Abilities(
-    reads=True, ranges=True, writes=True, deletes=True, refuses_tampering=True, refuses_expired=True,
+    reads=True, ranges=True, writes=True, deletes=True, refuses_tampering=True, refuses_expired=True, takes_unsized=True,
     binds_length=True, binds_md5=True, binds_sha256=True, refuses_overwrite=True, observes=("sha256", "md5"),
     multipart=True, observes_parts=("md5",), seals_parts=True, copies=True,
 )  # fmt: skip
@@ -23,12 +23,12 @@ RCLONE = Abilities(
     multipart=True, observes_parts=("md5",), seals_parts=True, copies=True,
 )  # fmt: skip
 SWIFT = Abilities(
-    reads=True, ranges=True, writes=True, deletes=True, refuses_tampering=True, refuses_expired=True,
+    reads=True, ranges=True, writes=True, deletes=True, refuses_tampering=True, refuses_expired=True, takes_unsized=True,
     binds_length=False, binds_md5=False, binds_sha256=False, refuses_overwrite=False, observes=("md5",),
     multipart=True, observes_parts=("md5",), seals_parts=True, copies=True,
 )  # fmt: skip
 STORESIDE = Abilities(
-    reads=True, ranges=True, writes=True, deletes=True, refuses_tampering=True, refuses_expired=True,
+    reads=True, ranges=True, writes=True, deletes=True, refuses_tampering=True, refuses_expired=True, takes_unsized=True,
     binds_length=True, binds_md5=True, binds_sha256=True, refuses_overwrite=True, observes=("sha256", "md5"),
     multipart=True, observes_parts=("sha256", "md5"), seals_parts=True, copies=False,
 )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from broker.errors import Forbidden, NotFound
-from broker.service import images
+from broker.service import carried, images
 from broker.service.listing import Versioned
 from broker.web.call import Answer, Call
 from broker.web.glance import attributes, patch, search
@@ -36,7 +36,11 @@ async def glance_create_image(call: Call) -> Answer:
 
 
 async def glance_get_image(call: Call) -> Answer:
-    return Answer(200, attributes.show((await found(call)).body))
+    image = (await found(call)).body
+    shown = attributes.show(image)
+    if shown["status"] == "queued":
+        shown["status"] = await carried.progress(call.context, UUID(image["id"])) or "queued"
+    return Answer(200, shown)
 
 
 async def glance_update_image(call: Call) -> Answer:
