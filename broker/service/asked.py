@@ -8,7 +8,7 @@ from uuid import UUID
 
 import orjson
 
-from broker import errors, rank
+from broker import errors, formats, rank
 from broker.model import Client
 from broker.permit import may_see_store
 from broker.service.context import Context
@@ -73,6 +73,19 @@ def avoided(context: Context, client: Client, request: Mapping[str, Any], candid
 def excluded(exclusions: Iterable[rank.Exclusion]) -> list[dict[str, str]]:
     """The exclusions that this principal may know of, each with its reason (invariant 10)."""
     return [{"store": candidate.store, "reason": reason} for candidate, reason in exclusions]
+
+
+def considered(choice: formats.Choice) -> list[dict[str, Any]]:
+    """The formats that could have been chosen, best first, as JSON."""
+    return [
+        {"format": format, "seconds": seconds, "conversion_seconds": converting, "full": is_full}
+        for format, seconds, converting, is_full in choice.considered
+    ]
+
+
+def conversion(format: str | None, formats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a ticket says of converting: how long it takes the client, and what else was considered."""
+    return {"seconds": next((each["conversion_seconds"] for each in formats if each["format"] == format), 0.0), "formats": formats}
 
 
 def render_download(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from broker import accept, errors, rank
+from broker import accept, errors, formats, rank
 from broker.catalog import images, views
 from broker.catalog.connect import reachable
 from broker.catalog.tickets import TicketRecord
@@ -27,9 +27,38 @@ from broker.service.summary import summary
 
 async def explain(context: Context, client: Client, request: Mapping[str, Any]) -> dict[str, Any]:
     """Every candidate with its numbers, every exclusion with its reason. Raises `NotFound`, `Forbidden`, `Invalid`, `NoSource`."""
-    now = context.clock()
-    named = await _blob_named(context, client, request)
-    view = named["view"]
+    failed_until = await context.memory.failures_of(client.name)
+    looked_at = [
+        (named, *_ranked(context, client, request, named["view"], failed_until)) for named in await _named(context, client, request)
+    ]
+    options = [_option(context, named, ranking) for named, ranking, _ in looked_at]
+    choice = formats.choose(options, request.get("formats", ()), request["convert"]) if "convert" in request else None
+    named, ranking, site = looked_at[choice.chosen if choice is not None else 0]
+    ranked = sorted(ranking.sources, key=lambda source: -source.weight)
+    answer = {
+        "blob": summary(named["view"].blob),
+        "site": site,
+        "candidates": [_candidate(context, source) for source in ranked],
+        "excluded": asked.excluded(ranking.excluded),
+    }
+    if choice is not None:
+        answer["conversion"] = asked.conversion(named["format"], asked.considered(choice))
+    return answer | {name: named[name] for name in ("image", "format") if name in named}
+
+
+def _option(context: Context, named: Mapping[str, Any], ranking: rank.Ranking) -> formats.Option:
+    """What counts of a format's ranking against those of others."""
+    loads = context.memory.read_loads
+    seconds = min((source.estimate.score for source in ranking.sources), default=None)
+    places = [candidate for candidate, _, _ in ranking.sources]
+    full = all(place.slots is not None and loads.get(place.store, IDLE).active >= place.slots for place in places)
+    return formats.Option(named.get("format", ""), named["view"].blob.size or 0, seconds, full)
+
+
+def _ranked(
+    context: Context, client: Client, request: Mapping[str, Any], view: BlobView, failed_until: Mapping[str, float]
+) -> tuple[rank.Ranking, str | None]:
+    """The blob's replicas ranked for this client, and the site that this is for. Raises `Invalid`."""
     stores = context.memory.stores()
     candidates = [
         accept.source(replica, stores[replica.store], stores[replica.store].endpoint.partition(":")[0])
@@ -42,41 +71,31 @@ async def explain(context: Context, client: Client, request: Mapping[str, Any]) 
     site = as_if or wishes.site
     ask = accept.Request(
         Operation.DOWNLOAD, site, view.blob.size, principal.project, principal.sees_private_stores, wishes.prefer, wishes.avoid,
-        wishes.schemes, failed_until=await context.memory.failures_of(client.name), proven_site=as_if or client.site,
+        wishes.schemes, failed_until=failed_until, proven_site=as_if or client.site,
     )  # fmt: skip
-    outlooks = context.memory.outlooks(Direction.READ, site, context.policy.rank, now)
-    loads = context.memory.read_loads
-    ranking = rank.rank(ask, candidates, outlooks, loads, context.policy.rank, now, context.rng)
-    ranked = sorted(ranking.sources, key=lambda source: -source.weight)
-    answer = {
-        "blob": summary(view.blob),
-        "site": site,
-        "candidates": [_candidate(context, source) for source in ranked],
-        "excluded": asked.excluded(ranking.excluded),
-    }
-    return answer | {name: named[name] for name in ("image", "format") if name in named}
+    now, policy = context.clock(), context.policy.rank
+    outlooks = context.memory.outlooks(Direction.READ, site, policy, now)
+    return rank.rank(ask, candidates, outlooks, context.memory.read_loads, policy, now, context.rng), site
 
 
-async def _blob_named(context: Context, client: Client, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The blob's ``view``, and ``image`` and ``format`` where it was named by them."""
+async def _named(context: Context, client: Client, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each blob that may be meant: its ``view``, and ``image`` and ``format`` where it was named by them."""
     if "blob" in request:
-        view = await _view(context, UUID(request["blob"]))
+        with reachable():
+            (view,) = await views.blobs(context.db, [UUID(request["blob"])])
         if view is None or not may_read_blob(client.principal, view.images):
             raise errors.NotFound("No such blob.")
-        return {"view": view}
+        return [{"view": view}]
     with reachable():
         (found,) = await images.get_many(context.db, [request["image"]])
     image = negotiate.readable_image(client, found)
-    format = negotiate.choose_format(image, request.get("formats"))
-    view = await _view(context, image.blobs[format])
-    if view is None:
-        raise errors.NotFound("No such blob.")
-    return {"view": view, "image": str(image.id), "format": format}
-
-
-async def _view(context: Context, id: UUID) -> BlobView | None:
+    several = "convert" in request
+    wanted = negotiate.acceptable_formats(image, request) if several else [negotiate.choose_format(image, request.get("formats"))]
     with reachable():
-        return (await views.blobs(context.db, [id]))[0]
+        seen = await views.blobs(context.db, [image.blobs[format] for format in wanted])
+    if not all(seen):
+        raise errors.NotFound("No such blob.")
+    return [{"view": view, "image": str(image.id), "format": format} for format, view in zip(wanted, seen, strict=True)]
 
 
 def _candidate(context: Context, source: rank.Source) -> dict[str, Any]:
@@ -104,4 +123,5 @@ def why(context: Context, client: Client, record: TicketRecord) -> dict[str, Any
     told = [] if record.why is None else record.why.get("excluded", [])
     known = {entry["store"]: context.memory.store(entry["store"]) for entry in told}
     excluded = [entry for entry in told if (store := known[entry["store"]]) is not None and may_see_store(client.principal, store)]
-    return {"candidates": shown, "excluded": excluded}
+    told_formats = {} if record.why is None or "formats" not in record.why else {"formats": record.why["formats"]}
+    return {"candidates": shown, "excluded": excluded, **told_formats}

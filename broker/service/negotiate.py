@@ -15,7 +15,7 @@ from uuid import UUID
 
 import orjson
 
-from broker import accept, admit, errors, rank
+from broker import accept, admit, errors, formats, rank
 from broker.catalog import leases, tickets
 from broker.catalog.compact import CompactBlob
 from broker.catalog.leases import Party
@@ -58,6 +58,8 @@ class Plan:
     granted: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     expires_at: float | None = None
+    choice: formats.Choice | None = None
+    """Why this format, where the client could convert others."""
     stale: bool = False
     """Decided without the catalogue (`broker.service.stale`)."""
 
@@ -95,7 +97,7 @@ async def download_many(
         if index & _STRETCH == _STRETCH:
             await asyncio.sleep(0)
         target = results[index]
-        if isinstance(target, Target):
+        if not isinstance(target, errors.BrokerError):
             try:
                 plan = results[index] = _decide(context, asker, request, id, target, now)
                 plan.due = due
@@ -155,30 +157,39 @@ class Target(NamedTuple):
     format: str | None = None
 
 
-async def _locate(hot: Hot | Known, client: Client, requests: Sequence[Mapping[str, Any]]) -> list[Target | errors.BrokerError]:
-    """Which blob each request means, if this principal may read it."""
+async def _locate(
+    hot: Hot | Known, client: Client, requests: Sequence[Mapping[str, Any]]
+) -> list[Target | list[Target] | errors.BrokerError]:
+    """Which blob each request means, if this principal may read it; those of several formats where the client can convert."""
     images = [request for request in requests if "image" in request]
     by_image = await _choose_blobs(hot, client, images) if images else iter(())
     named: list[Any] = [(request["blob"], None, None) if "blob" in request else next(by_image) for request in requests]
-    found = iter(await hot.blobs([choice[0] for choice in named if isinstance(choice, tuple)]))
+    several = [choice for choice in named if isinstance(choice, list)]
+    ids = [choice[0] for choice in named if isinstance(choice, tuple)]
+    found = iter(await hot.blobs([*ids, *(each[0] for choice in several for each in choice)] if several else ids))
     for index, choice in enumerate(named):
         if isinstance(choice, tuple):
             _, image_id, format = choice
             blob = next(found)
             readable = blob is not None and (image_id is not None or blob.read_by_all or may_read_blob(client.principal, blob.images))
             named[index] = Target(blob, image_id, format) if blob is not None and readable else errors.NotFound("No such blob.")
+    for choice in several:
+        choice[:] = [Target(blob, image_id, format) for _, image_id, format in choice if (blob := next(found)) is not None]
     return named
 
 
 async def _choose_blobs(
     hot: Hot | Known, client: Client, requests: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[str, UUID, str] | errors.BrokerError]:
-    """Blob id, image id and format of each request that names an image."""
+) -> Iterator[tuple[str, UUID, str] | list[tuple[str, UUID, str]] | errors.BrokerError]:
+    """Blob id, image id and format of each request that names an image; of every format that will do where the client can convert."""
     chosen: list[Any] = []
     images = await hot.images([request["image"] for request in requests])
     for request, found in zip(requests, images, strict=True):
         try:
             image = readable_image(client, found)
+            if "convert" in request:
+                chosen.append([(str(image.blobs[format]), image.id, format) for format in acceptable_formats(image, request)])
+                continue
             format = choose_format(image, request.get("formats"))
             chosen.append((str(image.blobs[format]), image.id, format))
         except errors.BrokerError as error:
@@ -206,15 +217,32 @@ _WITHHELD: Mapping[Vetting | None, str] = {
 }
 
 
-def choose_format(image: Image, formats: Sequence[str] | None) -> str:
+def choose_format(image: Image, wanted: Sequence[str] | None) -> str:
     """The first format that the client asked for and the image has; the first of all when it did not ask. Raises `NoSource`."""
-    for format in formats or sorted(image.blobs):
+    for format in wanted or sorted(image.blobs):
         if format in image.blobs:
             return format
+    raise _no_format(image)
+
+
+def acceptable_formats(image: Image, request: Mapping[str, Any]) -> list[str]:
+    """The formats of the image that a request takes as they are or to convert. Raises `NoSource`, and `Invalid` for a request
+    that says only what it converts."""
+    if "formats" not in request:
+        raise errors.Invalid(
+            "Convert into which format?", field="formats", expected="the formats that are taken as they are, with `convert`"
+        )
+    found = formats.acceptable(image.blobs, request["formats"], request["convert"])
+    if not found:
+        raise _no_format(image)
+    return found
+
+
+def _no_format(image: Image) -> errors.NoSource:
     if not image.blobs:
-        raise errors.NoSource("The image has no bytes yet; upload them first.")
+        return errors.NoSource("The image has no bytes yet; upload them first.")
     have = ", ".join(sorted(image.blobs))
-    raise errors.NoSource(f"The image has none of the formats asked for; it has {have}.", field="formats", expected=have)
+    return errors.NoSource(f"The image has none of the formats asked for; it has {have}.", field="formats", expected=have)
 
 
 # -- decide
@@ -237,8 +265,45 @@ def _asker(context: Context, client: Client, failed_until: Mapping[str, float], 
     return Asker(client, plain, context.memory.outlooks(Direction.READ, client.site, context.policy.rank, now))
 
 
-def _decide(context: Context, asker: Asker, request: Mapping[str, Any], id: str, target: Target, now: float) -> Plan:
-    """Rank the blob's replicas for this client. Raises `NoSource` when there is none to offer."""
+def _decide(context: Context, asker: Asker, request: Mapping[str, Any], id: str, target: Target | list[Target], now: float) -> Plan:
+    """Rank the blob's replicas for this client, or those of the format that it can use soonest. Raises `NoSource` when there is none."""
+    if isinstance(target, list):
+        return _decide_format(context, asker, request, id, target, now)
+    plan = _plan(context, asker, request, id, target, now)
+    if not plan.sources:
+        raise _no_source(context, plan.excluded)
+    return plan
+
+
+def _decide_format(context: Context, asker: Asker, request: Mapping[str, Any], id: str, targets: Sequence[Target], now: float) -> Plan:
+    plans = [_plan(context, asker, request, id, target, now) for target in targets]
+    options = [_option(plan, context.memory.read_loads) for plan in plans]
+    choice = formats.choose(options, request["formats"], request["convert"])
+    if choice is None:
+        raise _no_source(context, plans[0].excluded if plans else [])
+    plan = plans[choice.chosen]
+    plan.choice = choice
+    return plan
+
+
+def _option(plan: Plan, loads: rank.Loads) -> formats.Option:
+    """What is weighed of a plan against those of other formats."""
+    seconds = min((source.seconds / source.way.prospect.success * source.way.prospect.dearness for source in plan.sources), default=None)
+    full = all(source.slots is not None and loads.get(source.store, IDLE).active >= source.slots for source in plan.sources)
+    return formats.Option(plan.target.format or "", plan.target.blob.size or 0, seconds, full)
+
+
+def _no_source(context: Context, excluded: list[dict[str, str]]) -> errors.NoSource:
+    context.metrics.ticket("download", "no-source")
+    return errors.NoSource(
+        "Every replica is excluded." if excluded else "The blob has no replica.",
+        extra={"excluded": excluded},
+        retry_after=context.policy.rank.failure_seconds if _may_pass(excluded) else None,
+    )
+
+
+def _plan(context: Context, asker: Asker, request: Mapping[str, Any], id: str, target: Target, now: float) -> Plan:
+    """The blob's replicas ranked for this client; perhaps there is none to offer."""
     client, ask, outlooks = asker
     blob = target.blob
     if asked.has_wishes(request):
@@ -253,15 +318,8 @@ def _decide(context: Context, asker: Asker, request: Mapping[str, Any], id: str,
         ranking = rank.rank(ask, candidates, outlooks, loads, context.policy.rank, now, context.rng)
         _count_exclusions(context, ranking)
         sources, excluded = ways.ranked_sources(context, ranking, outlooks), asked.excluded(ranking.excluded)
-    if not sources:
-        context.metrics.ticket("download", "no-source")
-        raise errors.NoSource(
-            "Every replica is excluded." if excluded else "The blob has no replica.",
-            extra={"excluded": excluded},
-            retry_after=context.policy.rank.failure_seconds if _may_pass(excluded) else None,
-        )
     count, parallel = request.get("count", 3), request.get("parallel", 1)
-    ttl_seconds = admit.ticket_seconds(sources, context.policy.admit)
+    ttl_seconds = admit.ticket_seconds(sources, context.policy.admit) if sources else 0.0
     plan = Plan(id, max(count, parallel), parallel, target, sources, excluded, ttl_seconds, sources)
     if "filename" in request:
         plan.filename, plan.keeps_filename = request["filename"], not request.get("once")
@@ -334,14 +392,23 @@ def _who(client: str, plan: Plan) -> str:
 
 
 async def _tell_why(context: Context, plans: Sequence[Plan]) -> None:
-    """Record with the tickets what was excluded, and the file names to go on with; nearly always there is nothing."""
+    """Record with the tickets what was excluded, why this format, and the file names to go on with; nearly always there is nothing."""
     whys = {
-        UUID(plan.id): {"excluded": plan.excluded} | ({"filename": plan.filename} if plan.keeps_filename else {})
+        UUID(plan.id): _why(plan)
         for plan in plans
-        if (plan.excluded or plan.keeps_filename) and plan.expires_at is not None
+        if (plan.excluded or plan.keeps_filename or plan.choice is not None) and plan.expires_at is not None
     }
     if whys:
         await tickets.tell_why(context.db, whys)
+
+
+def _why(plan: Plan) -> dict[str, Any]:
+    told: dict[str, Any] = {"excluded": plan.excluded}
+    if plan.keeps_filename:
+        told["filename"] = plan.filename
+    if plan.choice is not None:
+        told["formats"] = asked.considered(plan.choice)
+    return told
 
 
 def _wants(context: Context, plan: Plan) -> bool:
@@ -428,6 +495,8 @@ def _answer(context: Context, client: str, plan: Plan, now: float) -> dict[str, 
     sources = orjson.Fragment(f"[{','.join(shown)}]")
     blob, image, format = target
     shown_ticket = asked.render_download(plan.id, "open", blob.summary, image, format, plan.expires_at, sources, plan.excluded)
+    if plan.choice is not None:
+        shown_ticket["conversion"] = asked.conversion(format, asked.considered(plan.choice))
     if plan.stale:
         shown_ticket["stale"] = True
     return shown_ticket

@@ -233,7 +233,9 @@ async def _render(context: Context, client: Client, record: TicketRecord) -> dic
     if not sources:
         raise errors.NoSource("None of the ticket's places can be offered any more.", extra={"excluded": out})
     format = next((image.format for image in blob.images if image.id == record.image_id), None)
-    return asked.render_download(record.id, record.state, blob.summary, record.image_id, format, record.expires_at, sources, out)
+    ticket = asked.render_download(record.id, record.state, blob.summary, record.image_id, format, record.expires_at, sources, out)
+    chosen = (record.why or {}).get("formats")
+    return ticket if chosen is None else ticket | {"conversion": asked.conversion(format, chosen)}
 
 
 async def _readable(context: Context, client: Client, record: TicketRecord) -> CompactBlob:
