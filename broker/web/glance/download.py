@@ -15,7 +15,8 @@ from typing import Any
 import orjson
 
 from broker import permit
-from broker.errors import Conflict
+from broker.accept import Reason
+from broker.errors import NoSource
 from broker.model import TOKENS, new_ids
 from broker.service import negotiate
 from broker.web import redirect
@@ -26,9 +27,8 @@ from broker.web.glance.images import found
 __all__ = ["glance_download_image"]
 
 _HOW = (
-    "No copy of this image lies at a store that is trusted with tokens, and your client would send its token on to the store. "
-    "Ask for a ticket instead (POST /v1/tickets with this image, or `broker get`), "
-    "or have an administrator set tokens: trusted for a store."
+    "Your client would send its token on to a store that it is redirected to, so an administrator has to trust that store with tokens "
+    "(setting tokens: trusted). Without: ask for a ticket (POST /v1/tickets with this image, or `broker get`)."
 )
 
 
@@ -40,17 +40,20 @@ async def glance_download_image(call: Call) -> Answer:
     call.context.pace.count(call.client.principal.project, 1)
     trusted = _trusted(call)
     if not trusted:
-        raise Conflict(_HOW)
+        raise NoSource(_HOW)
     asked: dict[str, Any] = {
         "operation": "download", "image": image["id"], "formats": [format], "count": 1, "only": trusted, "schemes": ["https", "http"],
     }  # fmt: skip
     if prefer := [name for name in call.query.get("prefer", "").split(",") if name in trusted]:
         asked["prefer"] = prefer
-    made = await negotiate.download(call.context, call.client, asked, new_ids(1, call.context.clock())[0])
+    try:
+        made = await negotiate.download(call.context, call.client, asked, new_ids(1, call.context.clock())[0])
+    except NoSource as error:
+        raise _why_none(error) from None
     ticket: dict[str, Any] = orjson.loads(orjson.dumps(made))
     sources = redirect.openable(ticket)
     if not sources:
-        raise Conflict(_HOW)
+        raise NoSource(_HOW)
     return Answer(302, None, redirect.redirect(sources[:1], ticket["blob"]["digests"]))
 
 
@@ -61,3 +64,10 @@ def _trusted(call: Call) -> list[str]:
         for name, store in call.context.memory.stores().items()
         if store.settings.get(TOKENS) == "trusted" and permit.may_see_store(call.client.principal, store)
     ]
+
+
+def _why_none(error: NoSource) -> NoSource:
+    """The same with the reasons in its text, since these clients show nothing else."""
+    reasons = [(each["store"], each["reason"]) for each in error.extra.get("excluded", ())]
+    told = ", ".join(f"{store} ({'not trusted with tokens' if reason == Reason.AVOIDED else reason})" for store, reason in reasons)
+    return NoSource(f"{error.detail} {told + '. ' + _HOW if told else ''}".strip(), retry_after=error.retry_after)
