@@ -129,6 +129,12 @@ class LastReplica(BrokerError):
     status, type, title = 409, "last-replica", "The last good replica stays"
 
 
+class NotAcceptable(BrokerError):
+    """The Accept header names no media type that this operation can answer with."""
+
+    status, type, title = 406, "not-acceptable", "Not acceptable"
+
+
 class HeadTimeout(BrokerError):
     """The head of a request did not arrive in time; the connection is closed."""
 

@@ -273,6 +273,11 @@ class Abilities:
         return self.refuses_tampering and self.refuses_expired
 
     @property
+    def binds(self) -> tuple[str, ...]:
+        """Digests that are proven by a URL which binds them: no object lies where it writes but one of that digest."""
+        return ("sha256",) if self.binds_sha256 and self.enforces else ()
+
+    @property
     def seals_single(self) -> bool:
         """Whether a single PUT can be sealed (invariant 14)."""
         return self.refuses_overwrite or self.copies

@@ -5,7 +5,8 @@ Rules
 - Any digest that both sides have and that differs is a mismatch, however weak its algorithm.
 - An object is accepted by the strongest digest that both sides have, of the whole or of every one of its parts; policy
   says which algorithms count, and whether the size alone may do.
-- Only what the store computed itself is in an `Observation`; a digest that merely came along with the upload proves nothing.
+- Only what the store computed itself is in an `Observation`; a digest that merely came along with the upload proves nothing, unless
+  the store was seen to refuse every body of another digest, and the object can only have come by a URL that bound it (``bound:``).
 - Parts prove the whole only if both sides' parts tile it: numbers 1 to n, no gap, the sizes adding up.
 """
 
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from broker.model import CONTENT_DIGESTS, DIGEST_HEX_LENGTH, MAX_BLOB_SIZE, Blob, Digests, Observation, PartSeen, Pieces, ReplicaState
 
 _HEX = re.compile(r"[0-9a-fA-F]+\Z")
-_STRENGTH = ("sha512", "sha256", "parts:sha512", "parts:sha256", "md5", "parts:md5")
+_STRENGTH = ("sha512", "sha256", "parts:sha512", "parts:sha256", "bound:sha256", "md5", "parts:md5")
 SIZE_ONLY = "size"
 """The strength of an acceptance by size alone."""
 
@@ -56,7 +57,7 @@ class Declaration:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The object is what was declared. `strength` is the best proof: ``sha512``, ``parts:md5``, …, or ``size``."""
+    """The object is what was declared. `strength` is the best proof: ``sha512``, ``parts:md5``, ``bound:sha256``, …, or ``size``."""
 
     strength: str
     observed_by: str
@@ -105,8 +106,12 @@ class Recheck(NamedTuple):
     verdict: Verdict
 
 
-def verdict(declaration: Declaration, observation: Observation, policy: VerifyPolicy) -> Verdict:
-    """Compare a declaration with what was seen of the object."""
+def verdict(declaration: Declaration, observation: Observation, policy: VerifyPolicy, bound: Collection[str] = ()) -> Verdict:
+    """Compare a declaration with what was seen of the object.
+
+    `bound`: algorithms of declared digests that every URL by which the object can have been written was signed with, at a store that
+    was seen to refuse any other body (`broker.model.Abilities.binds`). Then the store itself compared the digest as the bytes came.
+    """
     if declaration.size is None:
         return Unproven("the size was not declared")
     if observation.size != declaration.size:
@@ -122,8 +127,9 @@ def verdict(declaration: Declaration, observation: Observation, policy: VerifyPo
         if difference is not None:
             return difference
         proofs |= {f"parts:{name}" for name in _common_to_parts(parts, observation.parts, declaration.size)}
+    proofs |= {f"bound:{name}" for name in bound if name in declared}
     for strength in _STRENGTH:
-        if strength in proofs and strength.removeprefix("parts:") in policy.algorithms:
+        if strength in proofs and strength.rpartition(":")[2] in policy.algorithms:
             return Accepted(strength, observation.by, proven)
     if policy.size_suffices:
         return Accepted(SIZE_ONLY, observation.by, proven)

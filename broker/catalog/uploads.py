@@ -43,6 +43,8 @@ class Destination:
     estimate: Mapping[str, Any]
     seen: tuple[PartSeen, ...] | None
     sealed_keys: tuple[str, ...]
+    bound: tuple[str, ...] = ()
+    """Algorithms of digests that every URL for a single PUT bound (`broker.verify.verdict`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ FROM uploads WHERE id = $1
 
 _DESTINATIONS = """
 SELECT upload_id, store_id, rank, state, staging_key, final_key, multipart_id, part_size, reserved,
-       extract(epoch FROM urls_until)::float8 AS urls_until, estimate, seen, sealed_keys
+       extract(epoch FROM urls_until)::float8 AS urls_until, estimate, seen, sealed_keys, bound
 FROM destinations WHERE upload_id = $1 ORDER BY rank
 """
 
@@ -231,12 +233,13 @@ async def begun(db: Any, id: UUID, store_id: int, multipart_id: str) -> str:
     return str(kept)
 
 
-async def signed(db: Any, id: UUID, store_id: int, until: float) -> None:
-    """Note until when write URLs live, before they are handed out."""
+async def signed(db: Any, id: UUID, store_id: int, until: float, bound: Sequence[str] = ()) -> None:
+    """Note until when write URLs live, and the digests that they bind, before they are handed out. What not all of them bind is not."""
     with reachable():
         await db.execute(
-            "UPDATE destinations SET urls_until = greatest(urls_until, to_timestamp($3)) WHERE upload_id = $1 AND store_id = $2",
-            id, store_id, until,
+            "UPDATE destinations SET urls_until = greatest(urls_until, to_timestamp($3)), bound = CASE WHEN bound IS NULL THEN $4::text[]"
+            " ELSE ARRAY(SELECT unnest(bound) INTERSECT SELECT unnest($4::text[])) END WHERE upload_id = $1 AND store_id = $2",
+            id, store_id, until, list(bound),
         )  # fmt: skip
 
 
@@ -392,4 +395,5 @@ def _destination(row: Any) -> Destination:
         estimate=row["estimate"],
         seen=None if seen is None else tuple(PartSeen(number, size, digests, etag) for number, size, digests, etag in seen),
         sealed_keys=tuple(row["sealed_keys"]),
+        bound=tuple(row["bound"] or ()),
     )

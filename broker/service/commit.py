@@ -259,7 +259,9 @@ async def _look_at_sealed(context: Context, claim: Claim, key: str, seen: tuple[
 
 
 def _judge(context: Context, claim: Claim, observed: Observation) -> Verdict:
-    return verdict(claim.declared, observed, context.policy.verify)
+    """What the look means. A digest that came with the commit was bound by no URL."""
+    bound = [name for name in claim.place.bound if name in claim.upload.digests] if claim.place.part_size is None else []
+    return verdict(claim.declared, observed, context.policy.verify, bound)
 
 
 def _accepted(found: Verdict, observed: Observation, key: str | None = None) -> Accepted:

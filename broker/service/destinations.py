@@ -34,16 +34,21 @@ class Ranked(NamedTuple):
     excluded: list[dict[str, str]]
 
 
-async def rank_stores(context: Context, client: Client, request: Mapping[str, Any], target: Target) -> Ranked:
+async def rank_stores(
+    context: Context, client: Client, request: Mapping[str, Any], target: Target, *, declared_at_once: bool = False
+) -> Ranked:
     """Accept or exclude each store, and put those accepted in the order to try them; with ``whole`` in the request only those that can
-    be written in one PUT. Raises `Invalid`, `NoDestination`."""
+    be written in one PUT. `declared_at_once`: the commit will declare no digest that is not in `target`.
+
+    Raises `Invalid`, `NoDestination`, `TooLarge`.
+    """
     policy, principal = context.policy, client.principal
     needs_digest = not policy.verify.size_suffices
     candidates: list[accept.Candidate] = []
     cuts: dict[str, parts.Cut] = {}
     excluded: list[dict[str, str]] = []
     for store in context.memory.stores().values():
-        reason = _against(context, store, target, needs_digest, cuts, whole=request.get("whole", False))
+        reason = _against(context, store, target, cuts, whole=request.get("whole", False), declared_at_once=declared_at_once)
         if reason is None:
             candidates.append(
                 accept.destination(store, store.endpoint.partition(":")[0], context.memory.driver(store.name).limits.max_object)
@@ -84,7 +89,9 @@ async def rank_stores(context: Context, client: Client, request: Mapping[str, An
     return Ranked(chosen, excluded)
 
 
-def _against(context: Context, store: Store, target: Target, needs_digest: bool, cuts: dict[str, parts.Cut], *, whole: bool) -> str | None:
+def _against(
+    context: Context, store: Store, target: Target, cuts: dict[str, parts.Cut], *, whole: bool, declared_at_once: bool
+) -> str | None:
     """What is against a store apart from what `accept` knows; how bytes would be cut for it goes to `cuts`."""
     if store.name in target.taken:
         return HAS_REPLICA
@@ -101,8 +108,9 @@ def _against(context: Context, store: Store, target: Target, needs_digest: bool,
         limits,
         single_put_limit=context.policy.single_put_limit,
         min_part_size=context.policy.min_part_size,
-        needs_digest=needs_digest,
+        needs_digest=not context.policy.verify.size_suffices,
         whole=whole,
+        only_digests=target.digests if declared_at_once else None,
     )
     if isinstance(found, str):
         return found

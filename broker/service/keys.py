@@ -50,7 +50,8 @@ class Keyring:
     def __init__(self, db: Any, passphrase: bytes, issuer: str, terms: Terms = DEFAULT_TERMS) -> None:
         self._db = db
         self._passphrase = passphrase
-        self._issuer = issuer
+        self.issuer = issuer
+        """The broker's name in tokens, and its address for everybody (``http.public_url``)."""
         self._keys: dict[str, SigningKey] = {}
         self._set: tuple[list[str], KeySet] | None = None
         self._reloading = asyncio.Lock()
@@ -147,7 +148,7 @@ class Keyring:
         self.lives = tuple(row.life for row in rows)
         self.unreadable = {life.id for life in self.lives} - opened.keys()
         self._keys = opened
-        self.signer = TokenSigner(list(opened.values()), self._issuer)
+        self.signer = TokenSigner(list(opened.values()), self.issuer)
 
     def _compare_passphrase(self, rows: Sequence[KeyRow]) -> None:
         """Raise `WrongPassphrase` unless the newest of `rows` can be decrypted: what this broker adds, the others have to read."""

@@ -47,6 +47,8 @@ class Plan:
     """Those of the sources on which a lease is worth its while."""
     due: frozenset[int] = frozenset()
     """The stores to ask, where it is known whose turn it is; else any."""
+    shares: frozenset[str] = frozenset()
+    """Stores where other plans of the same client hold leases that are good for this one."""
     wants: tuple[str, ...] = ()
     over_limit: bool = False
     retry_after: float | None = None
@@ -86,8 +88,12 @@ async def download_many(
     due: frozenset[int] = frozenset(),
     *,
     patient: bool = False,
+    at_once: int | None = None,
 ) -> list[dict[str, Any] | errors.BrokerError]:
-    """A ticket or an error for each request, in order. Raises only `Unavailable`, and then nothing was granted to anyone."""
+    """A ticket or an error for each request, in order. Raises only `Unavailable`, and then nothing was granted to anyone.
+
+    `at_once`: the client moves no more of them at the same time, so that it needs no more leases on a store (`_share_leases`).
+    """
     now = context.clock()
     name = client.name
     asker = _asker(context, client, await context.memory.failures_of(name), now)
@@ -109,7 +115,10 @@ async def download_many(
     unreached: errors.Unavailable | None = None
     if plans:
         try:
-            await _admit(context, client, plans)
+            if at_once is None or party_of(context, client.principal).is_limited:
+                await _admit(context, client, plans)
+            else:
+                await _share_leases(context, client, plans, at_once)
             await _tell_why(context, plans)
         except errors.Unavailable as error:
             if all(plan.expires_at is None for plan in plans):
@@ -367,6 +376,23 @@ async def _admit(context: Context, client: Client, plans: Sequence[Plan]) -> Non
             await _foresee(context, client, party, plan)
 
 
+async def _share_leases(context: Context, client: Client, plans: Sequence[Plan], at_once: int) -> None:
+    """Admit plans of which the client carries out `at_once` at a time, in their order: on each store the last ones get leases, which
+    they hold until the rest is done, and what goes to a store where one was granted needs none."""
+    by_store: dict[str, list[Plan]] = {}
+    for plan in plans:
+        by_store.setdefault(plan.wanted[0].store, []).append(plan)
+    leaders = [plan for group in by_store.values() for plan in group[-at_once:]]
+    await _admit(context, client, leaders)
+    opened = frozenset(store for plan in leaders for store in plan.granted)
+    followers = [plan for plan in plans if plan.expires_at is None]
+    for plan in followers:
+        plan.refused, plan.over_limit, plan.retry_after = frozenset(), False, None
+        plan.shares = opened
+        plan.wanted = [source for source in plan.wanted if source.store in opened] or plan.wanted
+    await _admit(context, client, followers)
+
+
 async def _foresee(context: Context, client: Client, party: Party, plan: Plan) -> None:
     """When a request that got no lease may come again."""
     if plan.over_limit:
@@ -426,7 +452,7 @@ def _grant_request(context: Context, client: Client, party: Party, plan: Plan) -
     wanted: list[leases.Want] = []
     asked_for = [next(source for source in plan.sources if source.store == store) for store in wants]
     for source in asked_for:
-        if source.slots is None and not party.is_limited:
+        if (source.slots is None and not party.is_limited) or source.store in plan.shares:
             plan.granted |= {source.store}
         else:
             seconds = admit.lease_seconds(source.seconds, context.policy.admit)
@@ -491,7 +517,7 @@ def _answer(context: Context, client: str, plan: Plan, now: float) -> dict[str, 
         return errors.NoSource("No URL can be signed for any replica.", extra={"excluded": plan.excluded})
     metrics.ticket("download", "stale" if plan.stale else "granted", first)
     if not plan.stale:
-        context.repeats.note(client, target.blob.id, plan.id, first, now)
+        context.repeats.note(client, target.blob.id, plan.id, first, now, plan.expires_at)
     sources = orjson.Fragment(f"[{','.join(shown)}]")
     blob, image, format = target
     shown_ticket = asked.render_download(plan.id, "open", blob.summary, image, format, plan.expires_at, sources, plan.excluded)

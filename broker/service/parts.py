@@ -1,7 +1,8 @@
 """How bytes are cut for a store, and the URLs that write them.
 
 Rules
-- One PUT for what is small, parts for what is large or of unknown size; what the store cannot seal (invariant 14) is not used.
+- One PUT for what is small, or whose client can do nothing else; parts for what is large or of unknown size; what the store cannot
+  seal (invariant 14) is not used.
 - Parts are at least `Policy.min_part_size` and grow, by whole MiB, so that there are at most `FEW_PARTS` where the store allows.
 - The URL of a part lives shortly; that of a single PUT as long as other URLs; none outlives its upload (invariant 8).
 - When a URL's end is noted with the upload before the URL is handed out, what it may still write is known (`uploads.signed`).
@@ -9,7 +10,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from broker import errors
@@ -48,11 +49,17 @@ def cut(
     min_part_size: int,
     needs_digest: bool,
     whole: bool = False,
+    only_digests: Collection[str] | None = None,
 ) -> Cut | str:
-    """How an object of `size` bytes goes to a store, or the reason why it cannot; `whole`: in one PUT or not at all."""
+    """How an object of `size` bytes goes to a store, or the reason why it cannot.
+
+    `whole`: in one PUT or not at all. `only_digests`: no other digests will be declared, so that the store
+    must be able to prove one of these.
+    """
     fits = size is None or size <= limits.max_put
-    single_sealed, parts_sealed = abilities.seals_single, not whole and abilities.multipart and abilities.seals_parts
-    single = single_sealed and fits and bool(abilities.observes or not needs_digest)
+    single_sealed, parts_sealed = abilities.seals_single, abilities.multipart and abilities.seals_parts and not whole
+    proofs = abilities.observes if only_digests is None else set(only_digests) & {*abilities.observes, *abilities.binds}
+    single = single_sealed and fits and bool(proofs or not needs_digest)
     length = part_size(size, limits, min_part_size) if parts_sealed else None
     in_parts = length is not None and bool(abilities.observes_parts or abilities.observes or not needs_digest)
     if single and (not in_parts or (size is not None and size <= single_put_limit)):
@@ -131,8 +138,13 @@ async def sign_single(context: Context, upload: Upload, place: Destination, stor
         metadata=about,
     )
     handle = context.memory.driver(store.name).sign_put(write, now)
-    await uploads.signed(context.db, upload.id, store.id, max(write.expires_at, handle.expires_at))
+    await uploads.signed(context.db, upload.id, store.id, max(write.expires_at, handle.expires_at), bound(store, upload.digests))
     return handle
+
+
+def bound(store: Store, digests: Digests) -> list[str]:
+    """The digests that a URL for a single PUT to `store` binds, so that they are proven by the object being there."""
+    return [name for name in store.abilities.binds if name in digests]
 
 
 async def sign(

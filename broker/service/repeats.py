@@ -26,6 +26,8 @@ class Asked(NamedTuple):
 
     ticket: str
     store: str
+    until: float = 0.0
+    """When the ticket ends."""
 
 
 class Repeats:
@@ -37,17 +39,23 @@ class Repeats:
         self._hinted: dict[tuple[str, str], float] = {}
         self._found: list[Asked] = []
 
-    def note(self, client: str, blob: str, ticket: str, store: str, now: float) -> None:
-        """A ticket was given. `client` is `Client.name`."""
+    def note(self, client: str, blob: str, ticket: str, store: str, now: float, until: float = 0.0) -> None:
+        """A ticket was given, which ends at `until`. `client` is `Client.name`."""
         key = client, blob
         before = self._asked.get(key)
         if before is None:
             before = self._before.get(key)
             if len(self._asked) >= ASKED:
                 self._before, self._asked = self._asked, {}
-        self._asked[key] = Asked(ticket, store)
+        self._asked[key] = Asked(ticket, store, until)
         if before is not None:
             self._came_again(client, before, now)
+
+    def earlier(self, client: str, blob: str, now: float) -> str | None:
+        """The store that came first in the ticket that the client has for this blob, while that is open and nothing was said of it."""
+        key = client, blob
+        asked = self._asked.get(key) or self._before.get(key)
+        return asked.store if asked is not None and now < asked.until else None
 
     def settled(self, client: str, blob: UUID) -> None:
         """The client has said how it went, or gave its ticket back."""

@@ -171,15 +171,23 @@ async def known(context: Context, client: Client, target: Target) -> Known | Non
     if not target.new_blob or target.size is None:
         return None
     for view in await uploads.with_proven_digest(context.db, target.size, target.digests):
-        blob = view.blob
-        if blob.state is not BlobState.ACTIVE or not permit.may_read_blob(client.principal, view.images):
+        found = known_in(context, client, view, target.size, target.digests)
+        if found is not None:
+            return found
+    return None
+
+
+def known_in(context: Context, client: Client, view: views.BlobView, size: int, digests: Digests) -> Known | None:
+    """The blob of `view`, if it is of that size and has none of the digests otherwise, and this principal may read and get it."""
+    blob = view.blob
+    if blob.state is not BlobState.ACTIVE or blob.size != size or not permit.may_read_blob(client.principal, view.images):
+        return None
+    if any(blob.digests.get(name, value) != value for name, value in digests.items()):
+        return None
+    for replica in view.replicas:
+        store = context.memory.store(replica.store)
+        if replica.state is not ReplicaState.ACTIVE or store is None or not store.enabled:
             continue
-        if any(blob.digests.get(name, value) != value for name, value in target.digests.items()):
-            continue
-        for replica in view.replicas:
-            store = context.memory.store(replica.store)
-            if replica.state is not ReplicaState.ACTIVE or store is None or not store.enabled:
-                continue
-            if permit.may_see_store(client.principal, store):
-                return Known(blob.id, replica.id, target.size, blob.digests)
+        if permit.may_see_store(client.principal, store):
+            return Known(blob.id, replica.id, size, blob.digests)
     return None

@@ -104,3 +104,16 @@ CREATE INDEX image_verdicts_by_image ON image_verdicts (image_id, id);
 ALTER TABLE uploads ADD COLUMN carrier bytea;
 ALTER TABLE uploads ADD COLUMN staged boolean NOT NULL DEFAULT false;
 CREATE INDEX uploads_of_images ON uploads (image_id) WHERE state IN ('open', 'committing');
+
+-- Git LFS (broker/catalog/repositories.py): the image that an object of a project's repository is, by the SHA-256 that names it there.
+-- The key is taken before the image is made, so that of two who make the same object at once only one does.
+CREATE TABLE lfs_objects (
+    project    text NOT NULL,
+    repository text NOT NULL,
+    oid        text NOT NULL,
+    image_id   uuid NOT NULL UNIQUE REFERENCES images (id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED,
+    PRIMARY KEY (project, repository, oid)
+);
+
+-- The digests that every URL for a single PUT to this place bound; NULL while there is none (broker/catalog/uploads.py).
+ALTER TABLE destinations ADD COLUMN bound text[];

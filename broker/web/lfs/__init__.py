@@ -1,0 +1,10 @@
+"""Git LFS: the batch API with the basic transfer adapter (git-lfs, docs/api/batch.md), below ``/lfs/PROJECT/REPOSITORY``."""
+
+from __future__ import annotations
+
+from broker.web.contract import Contract
+from broker.web.dialect import Dialect
+from broker.web.lfs import handlers
+from broker.web.lfs.render import render
+
+DIALECT = Dialect(Contract("lfs.json"), ("/lfs",), {name: getattr(handlers, name) for name in handlers.__all__}, render)
