@@ -26,16 +26,14 @@ class Asked(NamedTuple):
 
     ticket: str
     store: str
-    until: float = 0.0
-    """When the ticket ends."""
 
 
 class Repeats:
     """Which client was given which ticket for which blob."""
 
     def __init__(self) -> None:
-        self._asked: dict[tuple[str, str], Asked] = {}
-        self._before: dict[tuple[str, str], Asked] = {}
+        self._asked: dict[tuple[str, str], tuple[Asked, float]] = {}
+        self._before: dict[tuple[str, str], tuple[Asked, float]] = {}
         self._hinted: dict[tuple[str, str], float] = {}
         self._found: list[Asked] = []
 
@@ -47,15 +45,15 @@ class Repeats:
             before = self._before.get(key)
             if len(self._asked) >= ASKED:
                 self._before, self._asked = self._asked, {}
-        self._asked[key] = Asked(ticket, store, until)
+        self._asked[key] = Asked(ticket, store), until
         if before is not None:
-            self._came_again(client, before, now)
+            self._came_again(client, before[0], now)
 
     def earlier(self, client: str, blob: str, now: float) -> str | None:
         """The store that came first in the ticket that the client has for this blob, while that is open and nothing was said of it."""
         key = client, blob
-        asked = self._asked.get(key) or self._before.get(key)
-        return asked.store if asked is not None and now < asked.until else None
+        known = self._asked.get(key) or self._before.get(key)
+        return known[0].store if known is not None and now < known[1] else None
 
     def settled(self, client: str, blob: UUID) -> None:
         """The client has said how it went, or gave its ticket back."""
