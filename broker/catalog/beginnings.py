@@ -53,21 +53,16 @@ async def images(connection: Any, made: Sequence[Image], known: Iterable[UUID] =
     active = {image.id for image in made if any(str(blob) in there for blob in image.blobs.values())}
     rows = [
         (
-            image.id,
-            image.name,
-            image.project,
-            image.subject,
-            dict(image.properties),
-            image.hidden,
+            image.id, image.name, image.project, image.subject, dict(image.properties), image.hidden, image.vetting and image.vetting.value,
             "active" if image.id in active else "queued",
         )
         for image in made
-    ]
+    ]  # fmt: skip
     with reachable():
         await connection.execute("INSERT INTO blobs (id) SELECT unnest($1::text[])::uuid", new)
         await connection.execute(
-            "INSERT INTO images (id, name, project, subject, properties, hidden, status)"
-            " SELECT (r->>0)::uuid, r->>1, r->>2, r->>3, r->4, (r->>5)::boolean, r->>6 FROM jsonb_array_elements($1::text::jsonb) AS t (r)",
+            "INSERT INTO images (id, name, project, subject, properties, hidden, vetting, status)"
+            " SELECT (r->>0)::uuid, r->>1, r->>2, r->>3, r->4, (r->>5)::boolean, r->>6, r->>7 FROM jsonb_array_elements($1::text::jsonb) AS t (r)",
             json_rows(rows),
         )
         await connection.execute(

@@ -24,7 +24,7 @@ from uuid import UUID
 
 import orjson
 
-from broker import errors, permit
+from broker import errors, permit, vet
 from broker.catalog import beginnings, blobs, leases, repositories, views
 from broker.catalog.connect import reachable
 from broker.catalog.repositories import Kept, UnderWay
@@ -218,9 +218,9 @@ def _wanted(context: Context, client: Client, repository: Repository, wish: Wish
     """What is to be uploaded: a new image and blob, the blob that never came, or a further replica of one whose replicas are gone."""
     now, digests = context.clock(), _digests(wish)
     if kept is None or kept.blob_id is None:
-        image = _image(client, repository, wish, new_id(now), new_id(now))
+        image = _image(context, client, repository, wish, new_id(now), new_id(now))
         return Wanted(Target(image.blobs[DEFAULT_FORMAT], image.id, DEFAULT_FORMAT, Purpose.ORIGIN, wish.size, digests), image, True)
-    image = _image(client, repository, wish, kept.image_id, kept.blob_id)
+    image = _image(context, client, repository, wish, kept.image_id, kept.blob_id)
     avoid = {each.store_id for each in own if each.blob_id == kept.blob_id}
     if kept.state is BlobState.ACTIVE:
         target = Target(kept.blob_id, None, None, Purpose.ORIGIN, kept.size, {**digests, **kept.digests})
@@ -229,7 +229,7 @@ def _wanted(context: Context, client: Client, repository: Repository, wish: Wish
     return Wanted(target, image, False, avoid)
 
 
-def _image(client: Client, repository: Repository, wish: Wish, id: UUID, blob: UUID) -> Image:
+def _image(context: Context, client: Client, repository: Repository, wish: Wish, id: UUID, blob: UUID) -> Image:
     """The image that an object is. It is hidden: nobody boots it, and a list of images is not for thousands of them."""
     return Image(
         id=id,
@@ -241,6 +241,7 @@ def _image(client: Client, repository: Repository, wish: Wish, id: UUID, blob: U
         blobs={DEFAULT_FORMAT: blob},
         subject=client.principal.subject,
         hidden=True,
+        vetting=vet.of_new(context.policy.vetting, Visibility.PRIVATE, client.principal.role),
     )
 
 
@@ -257,7 +258,7 @@ async def _link(context: Context, client: Client, repository: Repository, wishes
     if not known:
         return []
     now = context.clock()
-    images = {wish: _image(client, repository, wish, new_id(now), blob) for wish, blob in known.items()}
+    images = {wish: _image(context, client, repository, wish, new_id(now), blob) for wish, blob in known.items()}
     async with transaction(context.db) as connection:
         states = await blobs.lock(connection, known.values())
         good = {wish: image for wish, image in images.items() if states.get(known[wish]) is BlobState.ACTIVE}
