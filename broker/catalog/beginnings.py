@@ -62,7 +62,8 @@ async def images(connection: Any, made: Sequence[Image], known: Iterable[UUID] =
         await connection.execute("INSERT INTO blobs (id) SELECT unnest($1::text[])::uuid", new)
         await connection.execute(
             "INSERT INTO images (id, name, project, subject, properties, hidden, vetting, status)"
-            " SELECT (r->>0)::uuid, r->>1, r->>2, r->>3, r->4, (r->>5)::boolean, r->>6, r->>7 FROM jsonb_array_elements($1::text::jsonb) AS t (r)",
+            " SELECT (r->>0)::uuid, r->>1, r->>2, r->>3, r->4, (r->>5)::boolean, r->>6, r->>7"
+            " FROM jsonb_array_elements($1::text::jsonb) AS t (r)",
             json_rows(rows),
         )
         await connection.execute(
