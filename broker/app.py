@@ -131,6 +131,7 @@ async def running(
         context = Context(
             db=pool, grants=grants, reports=reports, memory=memory, keys=keyring, policy=policy, metrics=counted, clock=clock,
             rng=Random(), probe=try_store, grace_seconds=settings.database.grace_seconds, pace=Pace(policy.admit),
+            issuers=(settings.http.public_url, *(issuer.issuer for issuer in settings.auth.issuers)),
         )  # fmt: skip
         _follow(counted, pool, memory)
         loops = [*(jobs.repeat(context, job) for job in jobs.GAUGES), _watch_credentials(known, memory)]

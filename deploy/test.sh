@@ -26,6 +26,9 @@ need systemd /usr/bin/systemd-analyze         # checks the units
 need libseccomp2 "/usr/lib/$(uname -m)-linux-gnu/libseccomp.so.2"  # the units' filters, where systemd does not run
 install_packages
 make_venv test
+# Its pins are of 2022 and would take the place of what the other tests need: it runs on what is there (tests/acceptance/test_drs.py).
+[ -d .venv/drs-suite ] || twice .venv/bin/python -m pip install --quiet --no-deps --target .venv/drs-suite \
+    drs-compliance-suite==1.0.3 ga4gh-testbed-lib==0.2.0 </dev/null
 
 export PATH="$PWD/.venv/bin:$PATH"
 ruff check --quiet broker deploy schemas tests

@@ -87,3 +87,5 @@ class Context:
     unrecorded: Unrecorded = field(default_factory=Unrecorded)
     """Those that were."""
     pace: Pace = field(default_factory=Pace)
+    issuers: tuple[str, ...] = ("",)
+    """Whose bearer tokens are accepted; this broker's own URL first."""

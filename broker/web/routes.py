@@ -184,7 +184,7 @@ class Api:
                 answer = Answer(204, None, allowed)
             else:
                 route, parameters = self._router.find(path if path.startswith("/") else request.rel_url.raw_path, request.method)
-                operation, dialect, close = route.id, route.dialect, route.body_ignored
+                operation, dialect, close = route.id, route.dialect, route.body_ignored and request.body_exists
                 answer = await self._answer(request, route, parameters, query)
             status = answer.status
             body = answer.body if isinstance(answer.body, bytes) or answer.body is None else orjson.dumps(answer.body)

@@ -134,6 +134,8 @@ async def _asked(world: World, api: Api, things: Things, store: str) -> dict[str
         f"/v1/images/{things.image}", f"/v1/images/{things.image}/content", f"/v1/blobs/{things.blob}",
         f"/v1/blobs/{things.blob}/replicas", f"/v1/replicas?store={store}", "/v1/replicas?limit=1000&purpose=cache",
         f"/v1/replicas/{things.other}", f"/v1/sites/{store}", f"/{store}", "/metrics",
+        f"/ga4gh/drs/v1/objects/{things.image}", f"/ga4gh/drs/v1/objects/{things.blob}", f"/ga4gh/drs/v1/objects/{things.other}",
+        f"/ga4gh/drs/v1/objects/{things.blob}/access/{things.replica}", f"/ga4gh/drs/v1/objects/{things.blob}/access/{things.other}",
     ):  # fmt: skip
         await get(path)
     await get(f"/v1/images/{things.image}/content?metalink", Accept="application/metalink4+xml")
