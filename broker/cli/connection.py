@@ -12,6 +12,7 @@ from uuid import UUID
 import click
 import orjson
 
+from broker.client.answers import Image
 from broker.client.api import PATIENCE_SECONDS, Broker
 from broker.client.trouble import ClientError
 from broker.errors import NotFound
@@ -98,6 +99,14 @@ async def resolve(broker: Broker, text: str) -> Named:
         some = ", ".join(str(image.id) for image in found[:5])
         raise Ambiguous(f"{len(found)} images are named {text!r}: {some}", "use the id of one of them")
     return Named(image=found[0].id, name=found[0].name)
+
+
+async def image_named(broker: Broker, text: str) -> Image:
+    """The image of that id or name. Raises `NotFound`, `Ambiguous`."""
+    named = await resolve(broker, text)
+    if named.image is None:
+        raise NotFound(f"{as_uuid(text)} is a blob, no image")
+    return await broker.image(named.image)
 
 
 def print_json(document: Any) -> None:

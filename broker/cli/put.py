@@ -22,7 +22,7 @@ from broker.units import seconds_text, size_text
 @click.option("--name", help="Name of the new image; the file's name by default.")
 @click.option("--image", "image", help="Id of an existing image that gets these bytes in a further format.")
 @click.option("--format", "format", help="Disk format, such as qcow2 or raw; the broker's default when not given.")
-@click.option("--visibility", type=click.Choice(["private", "community", "public"]), help="Who may read the new image.")
+@click.option("--visibility", type=click.Choice(["private", "shared", "community", "public"]), help="Who may read the new image.")
 @click.option("--property", "properties", multiple=True, metavar="NAME=VALUE", help="A property of the new image; may be repeated.")
 @click.option("--to", "only", multiple=True, metavar="STORE", help="Write to this store only; may be repeated.")
 @click.option("--site", help="Where this machine is, for the ranking.")

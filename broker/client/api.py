@@ -243,6 +243,36 @@ class Broker:
         """Returns what is deleted and what is kept, as the contract writes it."""
         return (await self._ask("DELETE", f"/v1/images/{id}", etag=etag))[0]
 
+    async def members(self, id: UUID) -> list[answers.Document]:
+        """The projects that an image is shared with, as far as this principal may see them, as the contract writes them."""
+        members: list[answers.Document] = (await self._ask("GET", f"/v1/images/{id}/members"))[0]["members"]
+        return members
+
+    async def add_member(self, id: UUID, project: str) -> answers.Document:
+        """Share an image with a project."""
+        return (await self._ask("POST", f"/v1/images/{id}/members", {"member": project}))[0]
+
+    async def answer_member(self, id: UUID, project: str, status: str) -> answers.Document:
+        """Say for a project whether it takes an image that is shared with it into its lists."""
+        return (await self._ask("PUT", f"/v1/images/{id}/members/{quote(project, safe='')}", {"status": status}))[0]
+
+    async def remove_member(self, id: UUID, project: str) -> None:
+        await self._ask("DELETE", f"/v1/images/{id}/members/{quote(project, safe='')}")
+
+    async def vetting(self, id: UUID) -> answers.Document:
+        """Whether an image is approved, and what was decided of it, as the contract writes it."""
+        return (await self._ask("GET", f"/v1/images/{id}/vetting"))[0]
+
+    async def decide_vetting(self, id: UUID, decision: str, reason: str, etag: str) -> answers.Document:
+        """Approve or reject an image as it was when it had this ETag."""
+        body = _given({"decision": decision, "reason": reason})
+        return (await self._ask("PUT", f"/v1/images/{id}/vetting", body, etag=etag))[0]
+
+    async def tell_verdict(self, id: UUID, blob: UUID, valid: bool, signature: Mapping[str, str], detail: str) -> None:
+        """What was found of an image's signature, with the properties that were looked at."""
+        body = {"blob": str(blob), "valid": valid, "signature": dict(signature), "detail": _printable(detail)}
+        await self._ask("POST", f"/v1/images/{id}/verdicts", body)
+
     async def blob(self, id: UUID, *, patience: float | None = None) -> Blob:
         return Blob.read((await self._ask("GET", f"/v1/blobs/{id}", patience=patience))[0])
 
