@@ -36,16 +36,13 @@ class Carried(NamedTuple):
     headers: Mapping[str, str]
 
 
-async def begin(context: Context, client: Client, image_id: UUID, format: str, size: int | None, *, staged: bool = False) -> Carried:
-    """A place for the bytes of an image in that format, of `size` bytes if that is known.
+async def begin(context: Context, client: Client, image_id: UUID, asked: Mapping[str, Any], *, staged: bool = False) -> Carried:
+    """A place for the bytes of an image. `asked` are further fields of POST /v1/tickets: ``format``, and ``size`` if it is known.
 
     Raises `NotFound`, `Forbidden`, `Conflict` (it has bytes, or gets some now), `Invalid`, `NoDestination`, `TooLarge`, `Busy`,
     `QuotaExceeded`, `StoreUnavailable`.
     """
-    request: dict[str, Any] = {"operation": "upload", "image": str(image_id), "format": format, "whole": True}
-    if size is not None:
-        request["size"] = size
-    ticket = await upload.upload(context, client, request)
+    ticket = await upload.upload(context, client, {"operation": "upload", "image": str(image_id), "whole": True, **asked})
     id, place = UUID(ticket["id"]), ticket["destinations"][0]
     store = context.memory.store(place["store"])
     if store is None:

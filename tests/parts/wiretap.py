@@ -26,6 +26,10 @@ class Wiretap:
         """Whether the store was sent `secret`."""
         return any(secret.encode() in stream for stream in self.sent)
 
+    def has_field(self, name: str) -> bool:
+        """Whether the store was sent a header field of that name."""
+        return any(f"\r\n{name.lower()}:".encode() in bytes(stream).lower() for stream in self.sent)
+
     @property
     def received(self) -> int:
         """Bytes that the store was sent."""

@@ -39,9 +39,15 @@ async def edge_begin_upload(call: Call) -> Answer:
         raise errors.Conflict(f"Image status transition from {image['status']} to saving is not allowed: the image has its bytes.")
     if image["disk_format"] is None or image["container_format"] is None:
         raise errors.Invalid("Properties disk_format, container_format must be set prior to saving data.")
+    asked: dict[str, Any] = {"format": image["disk_format"]}
+    if length is not None:
+        asked["size"] = length
+    if (store := given.get("X-Image-Meta-Store")) is not None:
+        if not _may_see(call, store):
+            raise errors.Invalid("No such store.", field="x-image-meta-store", expected="a store of GET /v2/info/stores")
+        asked["only"] = [store]
     call.context.pace.count(call.client.principal.project, 1)
-    staged = call.path["of"] == "stage"
-    place = await carried.begin(call.context, call.client, UUID(image["id"]), image["disk_format"], length, staged=staged)
+    place = await carried.begin(call.context, call.client, UUID(image["id"]), asked, staged=call.path["of"] == "stage")
     passed = {name: value for name, value in place.headers.items() if name.lower() not in _OF_NGINX}
     if any(name.lower() not in _KNOWN for name in passed):
         await carried.fail(call.context, place.ticket, by_store=False)
@@ -68,17 +74,16 @@ async def edge_begin_download(call: Call) -> Answer:
         return Answer(204, None, {"Edge-Way": "empty", "Cache-Control": "no-store"})
     call.context.pace.count(call.client.principal.project, 1)
     asked: dict[str, Any] = {"operation": "download", "image": image["id"], "formats": [format], "count": 5, "schemes": ["https", "http"]}
-    stores = call.context.memory.stores()
-    prefer = [name for name in call.headers.get("Edge-Prefer", "").split(",") if name in stores and _may_see(call, name)]
-    if prefer:
+    if prefer := [name for name in call.headers.get("Edge-Prefer", "").split(",") if _may_see(call, name)]:
         asked["prefer"] = prefer
     made = await negotiate.download(call.context, call.client, asked, new_ids(1, call.context.clock())[0])
     sources = redirect.openable(orjson.loads(orjson.dumps(made)))
     if not sources:
         raise errors.NoSource("No source can be opened by its URL alone; ask POST /v1/tickets, which tells the header fields too.")
-    way = "redirect" if stores[sources[0]["store"]].settings.get(TOKENS) == "trusted" else "read"
+    way = "redirect" if call.context.memory.stores()[sources[0]["store"]].settings.get(TOKENS) == "trusted" else "read"
     return Answer(204, None, {"Edge-Way": way, "Edge-Url": sources[0]["url"], "Cache-Control": "no-store"})
 
 
 def _may_see(call: Call, name: str) -> bool:
-    return permit.may_see_store(call.client.principal, call.context.memory.stores()[name])
+    store = call.context.memory.store(name)
+    return store is not None and permit.may_see_store(call.client.principal, store)

@@ -1,0 +1,196 @@
+"""Unmodified clients of Glance bring and fetch images through deploy/nginx/edge.conf: byte for byte, committed when the client is told
+so, and no token of theirs gets to a store."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import glanceclient  # type: ignore[import-untyped]
+import openstack
+import pytest
+from glanceclient import exc
+
+from broker.model import Role
+from tests.parts import edge, traffic, wiretap
+from tests.parts.broker import Api
+from tests.parts.cluster import SITE, Brokers, brokers_on, s3_store, swift_store
+from tests.parts.condition import wait_for
+from tests.parts.edge import EdgePart
+from tests.parts.postgres import Postgres
+from tests.parts.process import find_program
+from tests.parts.seaweedfs import S3Part
+from tests.parts.swift import SwiftPart
+from tests.parts.wiretap import Wiretap
+
+PROGRAM = Path(__file__).parents[1] / "parts" / "image_service.py"
+MEBIBYTE = 1 << 20
+CONTENT = random.Random(5).randbytes(3 * MEBIBYTE + 17)
+MD5, SHA256 = hashlib.md5(CONTENT).hexdigest(), hashlib.sha256(CONTENT).hexdigest()
+STORES = ("weed", "swift")
+COOKIE, SERVICE = "session-cookie-of-a-client", "token-of-a-service"
+
+
+@dataclass(frozen=True)
+class House:
+    """A broker behind an edge, and two stores that are not trusted with tokens, with a tap before each."""
+
+    brokers: Brokers
+    edge: EdgePart
+    taps: Mapping[str, Wiretap]
+    tokens: list[str] = field(default_factory=list)
+
+    def token(self, role: Role | str = Role.MEMBER, project: str = "demo") -> str:
+        self.tokens.append(self.brokers.token(role, project))
+        return self.tokens[-1]
+
+    @property
+    def glance(self) -> Any:
+        return glanceclient.Client("2", endpoint=self.edge.url, token=self.token())
+
+    def new(self, name: str = "image", **fields: Any) -> str:
+        """An image that waits for its bytes."""
+        made = self.glance.images.create(name=name, disk_format="raw", container_format="bare", **fields)
+        assert made.status == "queued"
+        id: str = made.id
+        return id
+
+    def status(self, id: str) -> str:
+        found: str = self.glance.images.get(id).status
+        return found
+
+    def no_leak(self) -> None:
+        """No store was sent anything that only the broker may see."""
+        for name, tap in self.taps.items():
+            for secret in (*self.tokens, *self.brokers.secrets, COOKIE, SERVICE):
+                assert not tap.has(secret), f"{name} was sent a client's token or cookie"
+            for header in ("x-auth-token", "x-service-token", "authorization", "cookie", "edge-ticket", "edge-url"):
+                assert not tap.has_field(header), f"{name} was sent {header}"
+
+
+@pytest.fixture(scope="module")
+def house(postgres: Postgres, seaweedfs: S3Part, swift: SwiftPart, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    place = tmp_path_factory.mktemp("edge")
+    with ExitStack() as stack:
+        brokers = stack.enter_context(brokers_on(postgres.create(), place / "broker", 1))
+        taps = {name: stack.enter_context(wiretap.listening(part.endpoint)) for name, part in (("weed", seaweedfs), ("swift", swift))}
+        # The broker goes past the taps: what it says to stores by itself is its own affair.
+        stores = [
+            s3_store(brokers, seaweedfs, "weed", endpoint=taps["weed"].url, internal_endpoint=seaweedfs.endpoint),
+            swift_store(brokers, swift, "swift", endpoint=taps["swift"].url, internal_endpoint=swift.endpoint),
+        ]
+        asyncio.run(_register(brokers, *stores))
+        for tap in taps.values():
+            tap.sent.clear()  # the probes of the registration
+        yield House(brokers, stack.enter_context(edge.start(place / "edge", brokers.running[0].url)), taps)
+
+
+async def _register(brokers: Brokers, *stores: Mapping[str, Any]) -> None:
+    async with aiohttp.ClientSession() as session:
+        admin = Api(brokers.running[0].url, session, brokers.token(Role.ADMIN))
+        assert (await admin.post("/v1/sites", {"path": SITE})).status == 201
+        for store in stores:
+            made = await admin.post("/v1/stores", store)
+            assert made.status == 201, made.body
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("size", [None, len(CONTENT)], ids=["chunked", "sized"])
+def test_glanceclient(house: House, store: str, size: int | None) -> None:
+    id, glance, before = house.new(), house.glance, house.taps[store].received
+    glance.images.upload(id, io.BytesIO(CONTENT), image_size=size, backend=store)
+    image = glance.images.get(id)
+    assert (image.status, image.size, image.checksum) == ("active", len(CONTENT), MD5)
+    assert house.taps[store].received - before >= len(CONTENT)
+    assert b"".join(glance.images.data(id)) == CONTENT
+    with pytest.raises(exc.HTTPConflict, match="active to saving"):
+        glance.images.upload(id, io.BytesIO(CONTENT[::-1]))
+    assert b"".join(glance.images.data(id)) == CONTENT
+    house.no_leak()
+
+
+def test_openstacksdk(house: House, tmp_path: Path) -> None:
+    (tmp_path / "image.raw").write_bytes(CONTENT)
+    cloud = openstack.connection.Connection(
+        auth_type="admin_token", auth={"endpoint": house.edge.url, "token": house.token()}, image_endpoint_override=house.edge.url
+    )
+    made = cloud.create_image("by-sdk", filename=str(tmp_path / "image.raw"), disk_format="raw", container_format="bare", wait=True)
+    image = cloud.image.get_image(made.id)
+    assert (image.status, image.size, image.checksum) == ("active", len(CONTENT), MD5)
+    cloud.image.download_image(image.id, output=str(tmp_path / "down.raw"), stream=True)
+    assert (tmp_path / "down.raw").read_bytes() == CONTENT
+    cloud.delete_image(image.id)
+    house.no_leak()
+
+
+@pytest.mark.parametrize("which", ["nova", "cinder"])
+def test_the_image_services_of_nova_and_cinder(house: House, which: str, tmp_path: Path) -> None:
+    (tmp_path / "content").write_bytes(CONTENT)
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), which, house.edge.url, str(tmp_path / "content")],
+        env={**os.environ, "TOKEN": house.token()}, cwd=tmp_path, capture_output=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "before": "queued", "after": "active", "size": len(CONTENT), "checksum": MD5, "properties": {"os_type": "linux"}, "listed": True,
+        "sha256": SHA256, "left": 0,
+    }  # fmt: skip
+    house.no_leak()
+
+
+@pytest.mark.parametrize("header", ["X-Auth-Token: {}", "Authorization: Bearer {}"])
+def test_curl_with_every_token_there_is(house: House, header: str, tmp_path: Path) -> None:
+    id, url = house.new(), house.edge.url
+    (tmp_path / "content").write_bytes(CONTENT)
+    curl = [find_program("curl", "apt-get install curl"), "-sf", "--location", "-H", header.format(house.token()), "-b", f"a={COOKIE}"]
+    curl += ["-H", f"X-Service-Token: {SERVICE}", "-H", "Edge-Url: http://127.0.0.1:1/elsewhere", "-H", "Edge-Ticket: none"]
+    put = [*curl, "-H", "Content-Type: application/octet-stream", "-T", tmp_path / "content", f"{url}/v2/images/{id}/file"]
+    subprocess.run(put, check=True, timeout=120)
+    subprocess.run([*curl, "-o", tmp_path / "down", f"{url}/v2/images/{id}/file"], check=True, timeout=120)
+    assert (tmp_path / "down").read_bytes() == CONTENT
+    subprocess.run([*curl, "-o", tmp_path / "part", "-r", "5-14", f"{url}/v2/images/{id}/file"], check=True, timeout=120)
+    assert (tmp_path / "part").read_bytes() == CONTENT[5:15]
+    house.no_leak()
+
+
+@pytest.mark.parametrize("framing", ["Transfer-Encoding: chunked", f"Content-Length: {len(CONTENT)}"])
+def test_a_cut_connection_leaves_the_image_as_it_was(house: House, framing: str) -> None:
+    id = house.new()
+    host = urlsplit(house.edge.url)
+    with socket.create_connection((host.hostname, host.port)) as line:
+        head = f"PUT /v2/images/{id}/file HTTP/1.1\r\nHost: edge\r\nX-Auth-Token: {house.token()}\r\n{framing}\r\n"
+        line.sendall(f"{head}Content-Type: application/octet-stream\r\n\r\n".encode())
+        line.sendall(f"{MEBIBYTE:x}\r\n".encode() + CONTENT[:MEBIBYTE] + b"\r\n" if "chunked" in framing else CONTENT[:MEBIBYTE])
+        wait_for(lambda: house.status(id) == "saving", "it is not being saved")
+        with pytest.raises(exc.HTTPConflict):
+            house.glance.images.upload(id, io.BytesIO(CONTENT))
+    wait_for(lambda: house.status(id) == "queued", "it is still being saved")
+    house.glance.images.upload(id, io.BytesIO(CONTENT))
+    assert b"".join(house.glance.images.data(id)) == CONTENT
+    house.no_leak()
+
+
+def test_bytes_pass_the_broker_by(house: House) -> None:
+    size, broker = 96 * MEBIBYTE, house.brokers.running[0]
+    content = CONTENT[:MEBIBYTE] * (size // MEBIBYTE)
+    traffic.check(broker.pid, broker.url, house.token())
+    before, moved = sum(traffic.carried(broker.pid)), sum(tap.received for tap in house.taps.values())
+    id, glance = house.new(), house.glance
+    glance.images.upload(id, io.BytesIO(content))
+    assert hashlib.sha256(b"".join(glance.images.data(id))).digest() == hashlib.sha256(content).digest()
+    assert sum(tap.received for tap in house.taps.values()) - moved >= size
+    assert sum(traffic.carried(broker.pid)) - before < MEBIBYTE
