@@ -12,6 +12,7 @@ import io
 import itertools
 import os
 import random
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ import openstack
 import orjson
 import pytest
 from glanceclient import exc
+from yarl import URL
 
 from broker.model import Role
 from tests.parts.broker import PROJECT, Api
@@ -35,6 +37,7 @@ from tests.parts.cluster import Brokers, brokers_on, disk_of, disk_store, ok, pu
 from tests.parts.postgres import Postgres
 from tests.parts.process import find_program
 from tests.parts.seaweedfs import S3Part
+from tests.parts.storeside import StoresidePart
 
 PATCH = "application/openstack-images-v2.1-json-patch"
 ID = "6ecbb4be-0000-4000-8000-000000000000"
@@ -46,6 +49,8 @@ class House:
     """A broker, and clients of its Glance."""
 
     brokers: Brokers
+    mortal: StoresidePart
+    """A store that is trusted with tokens, and that a test kills."""
 
     @property
     def url(self) -> str:
@@ -104,11 +109,12 @@ def house(postgres: Postgres, seaweedfs: S3Part, tmp_path_factory: pytest.TempPa
     place = tmp_path_factory.mktemp("glance")
     with contextlib.ExitStack() as stack:
         brokers = stack.enter_context(brokers_on(postgres.create(), place, 1))
-        disk = stack.enter_context(disk_of(brokers, place / "disk"))
-        weed = s3_store(brokers, seaweedfs)
-        weed["settings"]["tokens"] = "trusted"
-        asyncio.run(register(brokers, weed, disk_store(disk)))
-        yield House(brokers)
+        disk, mortal = (stack.enter_context(disk_of(brokers, place / name, name)) for name in ("disk", "mortal"))
+        stores = [s3_store(brokers, seaweedfs), disk_store(disk), disk_store(mortal, "mortal")]
+        for store in (stores[0], stores[2]):
+            store["settings"]["tokens"] = "trusted"
+        asyncio.run(register(brokers, *stores))
+        yield House(brokers, mortal)
 
 
 # -- python-glanceclient
@@ -187,6 +193,32 @@ def test_no_token_goes_to_a_store_that_is_not_trusted(house: House) -> None:
     with pytest.raises(openstack.exceptions.InvalidResponse, match="mismatch"):  # it never looks at the status
         house.cloud().download_image(id)
     assert content
+
+
+def test_who_asks_again_is_sent_elsewhere(house: House) -> None:
+    """These clients know one address at a time and report nothing: after a dead store the next request has to find another."""
+    glance = house.client()
+    id, content = house.upload("mortal", "weed")
+
+    async def ask() -> list[str]:
+        headers = {"X-Auth-Token": house.brokers.token(subject="another")}
+        async with aiohttp.ClientSession(headers=headers) as session:
+            found = []
+            for _ in range(4):
+                async with session.get(f"{house.url}/v2/images/{id}/file", allow_redirects=False) as answer:
+                    assert answer.status == 302
+                    found.append(URL(answer.headers["Location"]).authority)
+            return found
+
+    first, second, *again = asyncio.run(ask())
+    assert first != second
+    assert again == [first, second]
+    os.kill(house.mortal.pid, signal.SIGKILL)
+    try:
+        data = glance.images.data(id)
+    except exc.CommunicationError:
+        data = glance.images.data(id)
+    assert read(data) == content
 
 
 def test_without_bytes(house: House) -> None:

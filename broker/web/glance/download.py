@@ -3,13 +3,14 @@
 Rules
 - These clients send their token on to wherever they are redirected. So only stores that an administrator trusts with tokens are
   redirected to (setting ``tokens: trusted``); where an image has no copy at one, 409 says what to do.
-- What is redirected to is the ticket that POST /v1/tickets would give for those stores: ranked, leased, recorded. Who asks again without
-  a word may have been failed by the first store (`broker.service.repeats`).
+- What is redirected to is the ticket that POST /v1/tickets would give for those stores: ranked, leased, recorded. Who asks again while
+  that is open was failed by its store, and is sent to another one, as long as there is one (`broker.service.repeats`).
 - An image without bytes answers 204.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import orjson
@@ -46,15 +47,30 @@ async def glance_download_image(call: Call) -> Answer:
     }  # fmt: skip
     if prefer := [name for name in call.query.get("prefer", "").split(",") if name in trusted]:
         asked["prefer"] = prefer
+    ticket = await _negotiate(call, asked, image["blobs"][format]["id"])
+    sources = redirect.openable(ticket)
+    if not sources:
+        raise NoSource(_HOW)
+    return Answer(302, None, redirect.redirect(sources[:1], ticket["blob"]["digests"]))
+
+
+async def _negotiate(call: Call, asked: dict[str, Any], blob: str) -> dict[str, Any]:
+    """A ticket; where one is open that nothing was said of, from another store, if there is one. Raises `NoSource`."""
+    earlier = call.context.repeats.earlier(call.client.name, blob, call.context.clock())
+    others = [name for name in asked["only"] if name != earlier]
+    if 0 < len(others) < len(asked["only"]):
+        with contextlib.suppress(NoSource):
+            return await _ticket(call, asked | {"only": others})
+    return await _ticket(call, asked)
+
+
+async def _ticket(call: Call, asked: dict[str, Any]) -> dict[str, Any]:
     try:
         made = await negotiate.download(call.context, call.client, asked, new_ids(1, call.context.clock())[0])
     except NoSource as error:
         raise _why_none(error) from None
     ticket: dict[str, Any] = orjson.loads(orjson.dumps(made))
-    sources = redirect.openable(ticket)
-    if not sources:
-        raise NoSource(_HOW)
-    return Answer(302, None, redirect.redirect(sources[:1], ticket["blob"]["digests"]))
+    return ticket
 
 
 def _trusted(call: Call) -> list[str]:
