@@ -1,4 +1,4 @@
-"""The contract, tried by a machine: requests made from openapi.json, right ones and wrong ones, against a broker as a process.
+"""Contracts tried by a machine: requests made from openapi.json and drs.json, right ones and wrong ones, against a broker as a process.
 
 Not checked are ``missing_required_header`` (a missing If-Match is our 428, RFC 6585, which that check does not take for a
 refusal), ``positive_data_acceptance`` (a schema cannot say which stores and images there are), ``ignored_auth`` (some answers
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.result import Ok
 
-from broker.web import contract
+from broker.web import contract, drs
 from tests.parts.broker import BrokerProcess, mint, serve
 from tests.parts.postgres import Postgres
 
@@ -50,11 +50,11 @@ def tokens(running: BrokerProcess) -> dict[str, str]:
     return {role: asyncio.run(mint(running.database, running.config, role)) for role in ("admin", "member")}
 
 
-SCHEMA = schemathesis.openapi.from_dict(dict(contract.NATIVE.document))
 OPERATIONS: dict[str, Any] = {}
-for _found in SCHEMA.get_all_operations():
-    assert isinstance(_found, Ok), _found
-    OPERATIONS[_found.ok().label] = _found.ok()
+for _contract in (contract.NATIVE, drs.DIALECT.contract):
+    for _found in schemathesis.openapi.from_dict(dict(_contract.document)).get_all_operations():
+        assert isinstance(_found, Ok), _found
+        OPERATIONS[_found.ok().label] = _found.ok()
 
 
 @pytest.mark.parametrize("label", OPERATIONS)

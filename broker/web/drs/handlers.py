@@ -29,19 +29,7 @@ _NO_SUCH_ACCESS = "No such access_id of this object, or none that can be given n
 
 
 async def drs_get_service_info(call: Call) -> Answer:
-    url = call.context.issuers[0]
-    host = shapes.host_of(url)
-    reversed_name = ".".join(reversed(host.split("."))) if host.replace(".", "").isalpha() else host
-    shown = {
-        "id": f"{reversed_name}.drs",
-        "name": "transfer-broker",
-        "type": {"group": "org.ga4gh", "artifact": "drs", "version": "1.5.0"},
-        "organization": {"name": host, "url": url},
-        "version": __version__,
-        "maxBulkRequestLength": MAX_BULK,
-        "drs": {"maxBulkRequestLength": MAX_BULK},
-    }
-    return Answer(200, shown)
+    return Answer(200, shapes.service_info(call.context.issuers[0], __version__, MAX_BULK))
 
 
 async def drs_authorize_object(call: Call) -> Answer:

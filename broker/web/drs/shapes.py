@@ -14,6 +14,7 @@ Rules
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -37,6 +38,9 @@ _TYPES = {"https": "https", "http": "https", "file": "file"}
 SCHEMES = frozenset(_TYPES)
 """What of our places DRS has a type for."""
 
+_LAST_INSTANT = 253402300799.0
+"""The end of the year 9999, the last that RFC 3339 can say."""
+
 _STATUS = {409: 404, 410: 404, 412: 400, 422: 400, 428: 400}
 """Statuses that DRS does not have, and what it says instead."""
 
@@ -59,7 +63,7 @@ def _blob(part: Part, places: Iterable[Candidate], host: str) -> dict[str, Any]:
         "id": blob.id,
         "self_uri": uri(host, blob.id),
         "size": _size(part),
-        "created_time": instant(created_at(UUID(blob.id))),
+        "created_time": instant(_created(part)),
         "mime_type": "application/octet-stream",
         "checksums": _checksums(_digests(part)),
     }
@@ -85,6 +89,14 @@ def _bundle(found: Found, host: str) -> dict[str, Any]:
         "checksums": _checksums(shared),
         "contents": [{"name": name_of(part), "id": part.blob.id, "drs_uri": [uri(host, part.blob.id)]} for part in found.parts],
     }
+
+
+def _created(part: Part) -> float:
+    """When the blob was named, which its id tells; one that another catalogue made with an id of its own is as old as its image."""
+    id = UUID(part.blob.id)
+    if id.version == 7:
+        return min(created_at(id), _LAST_INSTANT)
+    return part.image.created_at if part.image is not None else 0.0
 
 
 def _method(place: Candidate) -> dict[str, Any]:
@@ -121,6 +133,24 @@ def uri(host: str, id: str) -> str:
 def host_of(url: str) -> str:
     """The host of this service's URL, as DRS URIs name it."""
     return urlsplit(url).hostname or ""
+
+
+def service_info(url: str, version: str, longest_bulk: int) -> dict[str, Any]:
+    """GA4GH Service Info 1.0 with what DRS adds. The id is the host's name in reverse, as recommended there; addresses have none."""
+    host = host_of(url)
+    try:
+        id = str(ipaddress.ip_address(host))
+    except ValueError:
+        id = ".".join(reversed(host.split(".")))
+    return {
+        "id": f"{id}.drs",
+        "name": "transfer-broker",
+        "type": {"group": "org.ga4gh", "artifact": "drs", "version": "1.5.0"},
+        "organization": {"name": host, "url": url},
+        "version": version,
+        "maxBulkRequestLength": longest_bulk,
+        "drs": {"maxBulkRequestLength": longest_bulk},
+    }
 
 
 def access_url(source: Mapping[str, Any]) -> dict[str, Any]:
