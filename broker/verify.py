@@ -156,7 +156,11 @@ def reverify(blob: Blob, observation: Observation | None, policy: VerifyPolicy, 
 def adopted(said: Digests, observation: Observation, policy: VerifyPolicy) -> tuple[Declaration, Accepted] | Mismatched | Unproven:
     """What an object that lies at a store already is, when it becomes a blob: its size and whatever digests the store computed, of the
     whole or of equal parts, and beside them what is said of it. The store's word is the declaration: without any, nothing is adopted.
+    Of what is said at least one digest has to be one that the store tells too, else nothing ties it to the object.
     """
+    if said and not normalised(said).keys() & observation.digests.keys():
+        told = ", ".join(sorted(observation.digests)) or "none"
+        return Unproven(f"the store tells none of the digests that were given, which could be compared (it tells {told})")
     parts = observation.parts
     tiles = len(parts) > 0 and len({part.size for part in parts[:-1]} | {parts[0].size}) == 1 and parts[-1].size <= parts[0].size
     pieces = None

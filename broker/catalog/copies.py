@@ -154,6 +154,16 @@ async def report(db: Any, id: UUID, turn: int, *, state: str, bytes: int, proble
         )  # fmt: skip
 
 
+async def hand_over(db: Any, copy: Copy, agent: str) -> None:
+    """Let the replica that the project `agent` has just registered be of the project that asked for the copy."""
+    with reachable():
+        await db.execute(
+            """UPDATE replicas r SET project = $1, subject = $2, version = r.version + 1 FROM stores s
+               WHERE s.id = r.store_id AND s.name = $3 AND r.blob_id = $4 AND r.state = 'active' AND r.project = $5 AND $5 <> $1""",
+            copy.project, copy.subject, copy.store, copy.blob_id, agent,
+        )  # fmt: skip
+
+
 async def forget(db: Any, ids: Sequence[UUID]) -> int:
     """Drop these copies, under way or not. Returns how many there were."""
     with reachable():

@@ -58,7 +58,8 @@ async def queue(context: Context, client: Client, id: UUID) -> None:
     caches = [store for store in copy_service.targets(context, client) if is_cache(store)]
     if not caches:
         raise errors.NotFound("No store is a cache. An administrator makes one by the setting cache=yes.")
-    there = {record.replica.store for record in await replicas.of_blobs(context.db, [image.blobs[main_format(image)]])}
+    found = await replicas.of_blobs(context.db, [image.blobs[main_format(image)]])
+    there = {record.replica.store for record in found if record.replica.state is ReplicaState.ACTIVE}
     for store in caches:
         if store.name not in there:
             await copy_service.ask(context, client, image, store.name, Purpose.CACHE, id=new_id(context.clock()))
@@ -71,6 +72,14 @@ async def remove(context: Context, client: Client, id: UUID) -> None:
     for record in await replicas.of_blobs(context.db, list(image.blobs.values())):
         if record.replica.purpose is Purpose.CACHE and record.replica.state is not ReplicaState.DELETING:
             await replica_service.delete_replica(context, client, record.replica.id, record.replica.version)
+
+
+async def nodes(context: Context, client: Client, id: UUID) -> list[str]:
+    """The endpoints of the stores with cached replicas of an image. Raises `NotFound`."""
+    image = await visible(context, client, id)
+    found = await replicas.of_blobs(context.db, list(image.blobs.values()))
+    names = {each.replica.store for each in found if each.replica.purpose is Purpose.CACHE and each.replica.state is ReplicaState.ACTIVE}
+    return sorted({store.endpoint for name in names if (store := context.memory.store(name)) is not None})
 
 
 async def clear_queue(context: Context) -> int:

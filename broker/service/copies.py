@@ -4,6 +4,7 @@ Rules
 - The broker moves no byte. An agent (`broker agent`) takes a copy, reads the blob by an ordinary ticket and writes it by an
   ordinary upload, whose commit looks at the store; what it says of the end only closes the entry.
 - A copy is asked for once: the same blob to the same store is the same copy while it is under way.
+- The replica belongs to the project that asked, which may remove it again, and not to the agent's.
 - What one may not know of (an image, a private store) is not told, in lists neither.
 """
 
@@ -106,6 +107,8 @@ async def report_copy(context: Context, client: Client, id: UUID, request: Mappi
     state = {"ok": copies.DONE, "failed": copies.FAILED, "running": copies.RUNNING}[outcome]
     if not await copies.report(context.db, id, request["turn"], state=state, bytes=bytes, problem=request.get("problem")):
         raise errors.Gone("The copy is another agent's now, or has ended.")
+    if outcome == "ok":
+        await copies.hand_over(context.db, copy, client.principal.project)
     return render(await _known(context, client, id))
 
 

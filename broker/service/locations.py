@@ -13,12 +13,13 @@ Rules
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from broker import errors, permit, verify
-from broker.catalog import blobs, images, replicas, uploads
+from broker.catalog import blobs, copies, images, replicas, uploads
 from broker.catalog.replicas import ReplicaRecord
 from broker.catalog.transaction import transaction
 from broker.model import Blob, BlobState, Client, Digests, Exposure, Image, ImageStatus, Purpose, Replica, ReplicaState, Role, Store, new_id
@@ -41,19 +42,46 @@ class Shown:
     version: int
 
 
-async def list_locations(context: Context, client: Client, image: Image) -> list[Shown]:
-    """The locations of a visible image's bytes that this principal may know, in the order of their registration."""
-    blob = image.blobs.get(main_format(image))
-    if blob is None:
-        return []
-    return [shown for record in await replicas.of_blobs(context.db, [blob]) if (shown := _shown(context, client, record)) is not None]
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where an image's bytes are, as far as a principal may know: stores, locations, and the stores that copies are on their way to or
+    did not reach."""
+
+    stores: tuple[str, ...] = ()
+    locations: tuple[Shown, ...] = ()
+    importing: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
 
 
-async def store_names(context: Context, client: Client, blob: UUID) -> list[str]:
-    """The stores that hold the blob, of those that this principal may know."""
-    found = await replicas.of_blobs(context.db, [blob])
-    good = (record for record in found if record.replica.state is ReplicaState.ACTIVE and _known(client, record.exposure))
-    return sorted({record.replica.store for record in good})
+async def places(context: Context, client: Client, bytes_of: Mapping[UUID, UUID | None]) -> dict[UUID, Places]:
+    """The places of visible images. `bytes_of`: from each image to the blob that is its bytes."""
+    by_blob: dict[UUID, list[ReplicaRecord]] = {}
+    for record in await replicas.of_blobs(context.db, list({blob for blob in bytes_of.values() if blob is not None})):
+        if record.replica.state is ReplicaState.ACTIVE and _known(client, record.exposure):
+            by_blob.setdefault(record.replica.blob_id, []).append(record)
+    by_image: dict[UUID, dict[str, str]] = {}
+    for copy in await copies.of_images(context.db, list(bytes_of)):
+        if _known(client, copy.exposure):
+            by_image.setdefault(copy.image_id, {})[copy.store] = copy.state  # the last one is the latest
+    found = {}
+    for image, blob in bytes_of.items():
+        here = by_blob.get(blob, []) if blob is not None else []
+        names = sorted({record.replica.store for record in here})
+        states = {store: state for store, state in by_image.get(image, {}).items() if store not in names}
+        found[image] = Places(
+            tuple(names),
+            tuple(shown for record in here if (shown := _shown(context, client, record)) is not None),
+            tuple(sorted(store for store, state in states.items() if state in (copies.QUEUED, copies.RUNNING))),
+            tuple(sorted(store for store, state in states.items() if state == copies.FAILED)),
+        )
+    return found
+
+
+async def list_locations(context: Context, client: Client, id: UUID) -> list[Shown]:
+    """The locations of an image's bytes that this principal may know, in the order of their registration. Raises `NotFound`."""
+    image = await visible(context, client, id)
+    found = await places(context, client, {id: image.blobs.get(main_format(image))})
+    return list(found[id].locations)
 
 
 async def add_location(context: Context, client: Client, id: UUID, url: str, said: Digests, *, store: str | None = None) -> None:
@@ -64,12 +92,7 @@ async def add_location(context: Context, client: Client, id: UUID, url: str, sai
     `Mismatch`, `Unverifiable`, `StoreUnavailable`.
     """
     image = await _addable(context, client, id)
-    problems = verify.digest_problems(said, "validation_data")
-    if problems:
-        raise errors.Invalid("The digest cannot be right.", field=problems[0].field, expected=problems[0].expected)
-    place = locate_for(context, client, url)
-    if store is not None and store != place.store.name:
-        raise errors.Invalid("The URL names an object at another store.", field="metadata.store", expected=place.store.name)
+    place = check(context, client, url, said, store)
     blob_id = image.blobs.get(main_format(image))
     blob = None if blob_id is None else await blobs.get(context.db, blob_id)
     if blob is None or blob.state is BlobState.QUEUED:
@@ -114,10 +137,21 @@ def locate_for(context: Context, client: Client, url: str) -> Location:
 
 
 def main_format(image: Image) -> str:
-    """The format of an image's bytes where an image has one kind of bytes: what it declares, else the only one it has."""
-    if image.disk_format is not None and (image.disk_format in image.blobs or not image.blobs):
+    """Of the formats that an image has bytes in, the one that stands for the image: what was declared, else the first."""
+    if image.disk_format is not None and image.disk_format in image.blobs:
         return image.disk_format
-    return next(iter(image.blobs)) if len(image.blobs) == 1 else image.disk_format or DEFAULT_FORMAT
+    return min(image.blobs, default=image.disk_format or DEFAULT_FORMAT)
+
+
+def check(context: Context, client: Client, url: str, said: Digests, store: str | None) -> Location:
+    """The place that a request to add a location names. Raises `Invalid` (the URL, a digest, the store)."""
+    problems = verify.digest_problems(said, "validation_data")
+    if problems:
+        raise errors.Invalid("The digest cannot be right.", field=problems[0].field, expected=problems[0].expected)
+    place = locate_for(context, client, url)
+    if store is not None and store != place.store.name:
+        raise errors.Invalid("The URL names an object at another store.", field="metadata.store", expected=place.store.name)
+    return place
 
 
 async def visible(context: Context, client: Client, id: UUID) -> Image:

@@ -100,6 +100,8 @@ async def test_an_agent_makes_what_was_asked_for(world: World) -> None:
     ended = ok(await world.member.get(f"/v1/copies/{asked['id']}"))
     assert (ended["state"], ended["bytes"], ended["size"]) == ("done", 3000, 3000)
     assert await world.replicas(image["blob"]["id"]) == {"disk": "origin", "near": "origin"}
+    mine = ok(await world.member.get("/v1/replicas?store=near"))["replicas"]
+    assert [each["project"] for each in mine] == ["demo"], "who asked for it owns it"
     assert (await world.member.post("/v1/copies", wanted)).status == 409
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from broker.web.call import Handler
 from broker.web.contract import Contract
 from broker.web.dialect import Dialect
-from broker.web.glance import about, download, fault, images, members, upload
+from broker.web.glance import about, cache, download, fault, images, imports, info, locations, members, upload
 
-_HANDLERS: dict[str, Handler] = {
-    name: getattr(module, name) for module in (about, download, images, members, upload) for name in module.__all__
-}
+_MODULES = (about, cache, download, images, imports, info, locations, members, upload)
+_HANDLERS: dict[str, Handler] = {name: getattr(module, name) for module in _MODULES for name in module.__all__}
 
 DIALECT = Dialect(Contract("glance.json"), ("/v2", "/versions"), _HANDLERS, fault.render)

@@ -13,7 +13,7 @@ __all__ = [
     "glance_get_version", "glance_get_version_root", "glance_list_versions",
 ]  # fmt: skip
 
-VERSIONS = ("2.9", "2.7", "2.5", "2.4", "2.3", "2.2", "2.1", "2.0")
+VERSIONS = ("2.18", "2.17", "2.14", "2.12", "2.11", "2.9", "2.8", "2.7", "2.5", "2.4", "2.3", "2.2", "2.1", "2.0")
 """Newest first (Images API reference, "API versions")."""
 
 

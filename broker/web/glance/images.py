@@ -9,11 +9,13 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from broker.errors import Forbidden, NotFound
+from broker.errors import Forbidden, Invalid, NotFound
 from broker.service import carried, images
 from broker.service.listing import Versioned
 from broker.web.call import Answer, Call
-from broker.web.glance import attributes, patch, search
+from broker.web.glance import attributes, ids, locations, patch, search
+from broker.web.glance.imports import METHODS
+from broker.web.glance.info import known_stores
 
 __all__ = [
     "glance_add_tag", "glance_create_image", "glance_deactivate_image", "glance_delete_image", "glance_delete_tag", "glance_get_image",
@@ -24,20 +26,21 @@ __all__ = [
 async def glance_list_images(call: Call) -> Answer:
     wanted = search.read(call.query)
     page: dict[str, Any] = {"images": []} if wanted.limit == 0 else await images.search_images(call.context, call.client, wanted)
-    shown = [attributes.show(image) for image in page["images"]]
+    shown = await locations.show(call, page["images"])
     return Answer(200, {"images": shown, **search.links(call.query, page.get("next"))})
 
 
 async def glance_create_image(call: Call) -> Answer:
     request = attributes.read_new(call.body)
     made = await call.create(partial(images.create_image, call.context, call.client, request))
-    shown = attributes.show(made.body)
-    return Answer(201, shown, {"Location": shown["self"]})
+    shown = await locations.show_one(call, made.body)
+    told = {"OpenStack-image-import-methods": ",".join(METHODS), "OpenStack-image-store-ids": ",".join(s.name for s in known_stores(call))}
+    return Answer(201, shown, {"Location": shown["self"], **told})
 
 
 async def glance_get_image(call: Call) -> Answer:
     image = (await found(call)).body
-    shown = attributes.show(image)
+    shown = await locations.show_one(call, image)
     if shown["status"] == "queued":
         shown["status"] = await carried.progress(call.context, UUID(image["id"])) or "queued"
     return Answer(200, shown)
@@ -47,13 +50,16 @@ async def glance_update_image(call: Call) -> Answer:
     image = await found(call)
     media_type = call.media_type or patch.V21
     changed = patch.apply(image.body, patch.read(call.body, media_type), media_type)
+    if changed.locations and changed.request:
+        raise Invalid("Locations are patched apart from other attributes.", field="locations", expected="two requests")
     if changed.locations:
-        raise Forbidden("Locations are not changed by this API.", field="locations")
-    return Answer(200, attributes.show(await _change(call, image, changed.request)))
+        await locations.patch(call, UUID(image.body["id"]), changed.locations)
+        return Answer(200, await locations.show_one(call, (await found(call)).body))
+    return Answer(200, await locations.show_one(call, await _change(call, image, changed.request)))
 
 
 async def glance_delete_image(call: Call) -> Answer:
-    await images.delete_image(call.context, call.client, image_id(call), None)
+    await images.delete_image(call.context, call.client, ids.image(call), None)
     return Answer(204)
 
 
@@ -84,17 +90,9 @@ async def glance_delete_tag(call: Call) -> Answer:
     return Answer(204)
 
 
-def image_id(call: Call) -> UUID:
-    """The image in the path. Raises `NotFound` for what is no UUID."""
-    try:
-        return UUID(call.path["image_id"])
-    except ValueError:
-        raise NotFound("No such image.") from None
-
-
 async def found(call: Call) -> Versioned:
     """The image in the path. Raises `NotFound`."""
-    return await images.get_image(call.context, call.client, image_id(call))
+    return await images.get_image(call.context, call.client, ids.image(call))
 
 
 async def _change(call: Call, image: Versioned, request: dict[str, Any]) -> dict[str, Any]:

@@ -13,24 +13,24 @@ from broker.errors import Forbidden, NotFound
 from broker.model import MemberStatus
 from broker.service import members
 from broker.web.call import Answer, Call
-from broker.web.glance.images import image_id
+from broker.web.glance import ids
 
 __all__ = ["glance_add_member", "glance_delete_member", "glance_get_member", "glance_list_members", "glance_update_member"]
 
 
 async def glance_list_members(call: Call) -> Answer:
-    id = image_id(call)
+    id = ids.image(call)
     found = await members.list_members(call.context, call.client, id)
     return Answer(200, {"members": [_show(str(id), member) for member in found["members"]], "schema": "/v2/schemas/members"})
 
 
 async def glance_add_member(call: Call) -> Answer:
-    id = image_id(call)
+    id = ids.image(call)
     return Answer(200, _show(str(id), await members.add_member(call.context, call.client, id, call.body["member"])))
 
 
 async def glance_get_member(call: Call) -> Answer:
-    id = image_id(call)
+    id = ids.image(call)
     try:
         return Answer(200, _show(str(id), await members.get_member(call.context, call.client, id, call.path["member_id"])))
     except Forbidden as error:
@@ -38,12 +38,12 @@ async def glance_get_member(call: Call) -> Answer:
 
 
 async def glance_update_member(call: Call) -> Answer:
-    id, status = image_id(call), MemberStatus(call.body["status"])
+    id, status = ids.image(call), MemberStatus(call.body["status"])
     return Answer(200, _show(str(id), await members.answer_member(call.context, call.client, id, call.path["member_id"], status)))
 
 
 async def glance_delete_member(call: Call) -> Answer:
-    await members.remove_member(call.context, call.client, image_id(call), call.path["member_id"])
+    await members.remove_member(call.context, call.client, ids.image(call), call.path["member_id"])
     return Answer(204)
 
 
