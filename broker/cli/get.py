@@ -8,6 +8,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,17 +16,41 @@ from broker.cli import exits
 from broker.cli.connection import Connection, connected, print_json, resolve
 from broker.cli.display import shown
 from broker.client.api import Broker
-from broker.client.download import STALL_SECONDS, Downloaded, download
+from broker.client.convert import CONVERTIBLE, RATE, fetch, qemu_img
+from broker.client.download import STALL_SECONDS, Downloaded
 from broker.client.progress import Progress
 from broker.client.sources import Used, Wanted
 from broker.client.trouble import LocalTrouble
 from broker.units import seconds_text, size_text
 
 
+class _Rate(click.ParamType[Any]):
+    """FORMAT or FORMAT=RATE."""
+
+    name = "format[=rate]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        format, _, rate = str(value).partition("=")
+        if format not in CONVERTIBLE:
+            self.fail("one of " + ", ".join(CONVERTIBLE), param, ctx)
+        try:
+            return format, max(1.0, float(rate or RATE))
+        except ValueError:
+            self.fail("FORMAT=RATE, the rate in bytes a second", param, ctx)
+
+
 @click.command()
 @click.argument("image")
 @click.option("--output", "-o", help="Where to write; the image's name by default, - for stdout.")
 @click.option("--format", "formats", multiple=True, help="A format that will do, best first; may be repeated.")
+@click.option(
+    "--convert",
+    "rates",
+    type=_Rate(),
+    multiple=True,
+    metavar="FORMAT[=RATE]",
+    help="Take this format too when that is sooner, and convert it by qemu-img into the --format; RATE: bytes a second, else 200000000.",
+)
 @click.option("--from", "only", multiple=True, metavar="STORE", help="Read from this store only; may be repeated.")
 @click.option("--prefer", multiple=True, metavar="STORE", help="Rather from this store; may be repeated.")
 @click.option("--avoid", multiple=True, metavar="STORE", help="Not from this store; may be repeated.")
@@ -43,6 +68,7 @@ def command(
     image: str,
     output: str | None,
     formats: tuple[str, ...],
+    rates: tuple[tuple[str, float], ...],
     only: tuple[str, ...],
     prefer: tuple[str, ...],
     avoid: tuple[str, ...],
@@ -60,7 +86,9 @@ def command(
     """
     if output == "-" and as_json:
         raise click.UsageError("--json and -o - would both write to stdout")
-    wanted = Wanted(formats=formats, only=only, prefer=prefer, avoid=avoid, site=site, parallel=parallel)
+    if rates and len(formats) != 1:
+        raise click.UsageError("--convert needs one --format to convert into")
+    wanted = Wanted(formats=formats, only=only, prefer=prefer, avoid=avoid, site=site, parallel=parallel, convert=dict(rates) or None)
     work = _get(connection, image, output, wanted, stall, force, as_json, quiet)
     done = exits.run(work, "run the same command again to go on")
     if as_json:
@@ -73,18 +101,20 @@ async def _get(
     connection: Connection, image: str, output: str | None, wanted: Wanted, stall: float, force: bool, as_json: bool, quiet: bool
 ) -> Downloaded:
     progress = Progress()
+    if wanted.convert:
+        qemu_img()
     async with connection.open() as broker, shown(progress, f"get {image}", json=as_json, quiet=quiet):
         named = await resolve(broker, image)
         wanted = replace(wanted, image=named.image, blob=named.blob)
         if output == "-":
             return await _to_stdout(broker, wanted, progress, stall)
-        return await download(broker, wanted, _path(output, named.name), replace=force, progress=progress, stall_seconds=stall)
+        return await fetch(broker, wanted, _path(output, named.name), replace=force, progress=progress, stall_seconds=stall)
 
 
 async def _to_stdout(broker: Broker, wanted: Wanted, progress: Progress, stall: float) -> Downloaded:
     """Nothing leaves before it is verified, so a file in TMPDIR comes first."""
     with tempfile.TemporaryDirectory(prefix="broker-get-") as directory:
-        done = await download(broker, wanted, Path(directory) / "blob", progress=progress, stall_seconds=stall)
+        done = await fetch(broker, wanted, Path(directory) / "blob", replace=False, progress=progress, stall_seconds=stall)
         with done.path.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
         sys.stdout.buffer.flush()
@@ -105,16 +135,21 @@ def _document(done: Downloaded) -> dict[str, object]:
     return {
         "path": str(done.path), "image": done.image, "format": done.format, "blob": done.blob.id, "size": done.size,
         "seconds": done.seconds, "resumed": done.resumed, "verified_by": done.verified_by, "sources": list(done.sources),
+        "converted_from": done.converted_from, "converting_seconds": done.converting_seconds,
     }  # fmt: skip
 
 
 def _summary(done: Downloaded, output: str | None) -> str:
-    rate = (done.size - done.resumed) / done.seconds if done.seconds else 0.0
+    fetching = done.seconds - done.converting_seconds
+    rate = (done.size - done.resumed) / fetching if fetching > 0 else 0.0
     stores = ", ".join(_share(used) for used in done.sources) or "an earlier run"
     where = "stdout" if output == "-" else done.path
     resumed = f"; {size_text(done.resumed)} were there from an earlier run" if done.resumed else ""
+    converted = f"; converted from {done.converted_from} in {seconds_text(done.converting_seconds)}" if done.converted_from else ""
     verified = "only its size is known" if done.verified_by == "size" else f"{done.verified_by} verified"
-    return f"{where}: {size_text(done.size)} in {seconds_text(done.seconds)} ({size_text(rate)}/s) from {stores}{resumed}; {verified}"
+    return (
+        f"{where}: {size_text(done.size)} in {seconds_text(fetching)} ({size_text(rate)}/s) from {stores}{resumed}; {verified}{converted}"
+    )
 
 
 def _share(used: Used) -> str:

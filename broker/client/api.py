@@ -112,6 +112,7 @@ class Broker:
         image: UUID | None = None,
         blob: UUID | None = None,
         formats: Sequence[str] = (),
+        convert: Mapping[str, float] | None = None,
         count: int = 3,
         parallel: int = 1,
         prefer: Sequence[str] = (),
@@ -123,10 +124,13 @@ class Broker:
     ) -> Ticket:
         """Where can I get this? Name an image or a blob; the first `parallel` of `count` sources are leased.
 
+        `convert`: formats that are converted into one of `formats`, with bytes a second.
+
         `wait` is for how many seconds to wait for a slot, by default as long as the connection is patient.
         """
         request = {
-            "operation": "download", "image": image, "blob": blob, "formats": formats, "count": max(count, parallel), "parallel": parallel,
+            "operation": "download", "image": image, "blob": blob, "formats": formats, "convert": convert, "count": max(count, parallel),
+            "parallel": parallel,
             "prefer": prefer, "avoid": avoid, "only": only, "site": site, "schemes": schemes, "wait": wait,
         }  # fmt: skip
         return await self.create_ticket(_given(request))

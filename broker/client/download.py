@@ -59,6 +59,9 @@ class Downloaded:
     resumed: int
     verified_by: str
     sources: tuple[Used, ...]
+    converted_from: str | None = None
+    """The format that was fetched and verified, where the file is another one (`broker.client.convert`)."""
+    converting_seconds: float = 0.0
 
 
 async def download(
@@ -81,8 +84,9 @@ async def download(
         try:
             parallel = wanted.parallel or 1
             ticket = await broker.download_ticket(
-                image=wanted.image, blob=wanted.blob, formats=wanted.formats, only=wanted.only, prefer=wanted.prefer,
-                avoid=wanted.avoid, site=wanted.site, parallel=parallel, count=max(3, parallel + 1), schemes=wanted.schemes,
+                image=wanted.image, blob=wanted.blob, formats=wanted.formats, convert=wanted.convert, only=wanted.only,
+                prefer=wanted.prefer, avoid=wanted.avoid, site=wanted.site, parallel=parallel,
+                count=max(3, parallel + 1), schemes=wanted.schemes,
             )  # fmt: skip
         except BaseException:
             target.discard_empty()

@@ -62,6 +62,8 @@ class Wanted:
     site: str | None = None
     parallel: int | None = None
     schemes: Sequence[str] = SCHEMES
+    convert: Mapping[str, float] | None = None
+    """Formats that will do as well, since they can be converted into one of `formats`, with the bytes a second that this takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ class Sources:
         self.seats: list[Seat] = []
         self.used: list[Used] = []
         self._broker = broker
-        self._wanted = replace(wanted, image=None, formats=(), blob=ticket.blob.id)
+        self._wanted = replace(wanted, image=None, formats=(), convert=None, blob=ticket.blob.id)
         self._size = size
         self._stall = stall_seconds
         self._progress = progress

@@ -26,7 +26,7 @@ class Target:
         self.replace = replace
         self.temporary = temporary_of(path)
         self.journal = journal_of(path)
-        self._check()
+        require_free(path, replace=replace)
         try:
             self.file = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except OSError as error:
@@ -36,12 +36,6 @@ class Target:
         except OSError:
             os.close(self.file)
             raise LocalTrouble(f"another download to {path} is running", "wait for it, or choose another place with -o") from None
-
-    def _check(self) -> None:
-        if self.path.is_dir():
-            raise LocalTrouble(f"{self.path} is a directory", "name a file with -o")
-        if self.path.exists() and not self.replace:
-            raise LocalTrouble(f"{self.path} exists already", "replace it with --force, or choose another place with -o")
 
     def resume(self, blob: str, size: int) -> DownloadState | None:
         """What an earlier run left of this very blob; anything else is thrown away."""
@@ -82,10 +76,7 @@ class Target:
         try:
             os.ftruncate(self.file, size)
             os.fsync(self.file)
-            if self.replace:
-                self.temporary.replace(self.path)
-            else:
-                self._link()
+            give_name(self.temporary, self.path, replace=self.replace)
             self.journal.unlink(missing_ok=True)
             directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -95,19 +86,34 @@ class Target:
         except OSError as error:
             raise disk_trouble(error) from None
 
-    def _link(self) -> None:
-        """A hard link never replaces what appeared in the meantime; where there are none, a rename does after a last look."""
-        try:
-            os.link(self.temporary, self.path)
-            self.temporary.unlink()
-        except FileExistsError:
-            raise LocalTrouble(f"{self.path} appeared meanwhile", f"what was fetched is kept in {self.temporary}; use --force") from None
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-                raise
-            self._check()
-            self.temporary.replace(self.path)
-
     def close(self) -> None:
         with contextlib.suppress(OSError):
             os.close(self.file)
+
+
+def require_free(path: Path, *, replace: bool) -> None:
+    """Raises `LocalTrouble` when no file may get this name."""
+    if path.is_dir():
+        raise LocalTrouble(f"{path} is a directory", "name a file with -o")
+    if path.exists() and not replace:
+        raise LocalTrouble(f"{path} exists already", "replace it with --force, or choose another place with -o")
+
+
+def give_name(temporary: Path, path: Path, *, replace: bool) -> None:
+    """Give a finished file its name. Raises `LocalTrouble` for one that appeared meanwhile, unless it is to be replaced, and `OSError`.
+
+    A hard link never replaces anything; where there are none, a rename does after a last look.
+    """
+    if replace:
+        temporary.replace(path)
+        return
+    try:
+        os.link(temporary, path)
+        temporary.unlink()
+    except FileExistsError:
+        raise LocalTrouble(f"{path} appeared meanwhile", f"what was fetched is kept in {temporary}; use --force") from None
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        require_free(path, replace=False)
+        temporary.replace(path)
