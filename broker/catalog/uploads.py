@@ -268,6 +268,17 @@ async def carried_by(db: Any, id: UUID, carrier: bytes) -> Upload | None:
     return await get(db, id) if known else None
 
 
+async def cut_short(db: Any, id: UUID, seconds: float) -> None:
+    """Let an open upload end in `seconds` at the latest, unless somebody commits it."""
+    with reachable():
+        await db.execute(
+            "UPDATE uploads SET expires_at = least(expires_at, clock_timestamp() + make_interval(secs => $2))"
+            " WHERE id = $1 AND state = 'open'",
+            id,
+            seconds,
+        )
+
+
 async def bind_size(connection: Any, upload: Upload, size: int) -> bool:
     """Take over a size that was not known so far, in a transaction with the upload locked. False: an active place has no room for it."""
     with reachable():

@@ -7,6 +7,8 @@ Rules
 - The bytes go in one PUT: an edge does not cut. Their length is bound where it is known before they come.
 - Such clients declare no digest. So what is committed is what the store says of the object before it is sealed, and has to say again of
   the sealed one; the store must tell a content digest, and the replica records which. A size that the client told has to be right.
+- What was refused is over: these clients cannot declare anew. Who hangs up in the middle finds the image busy for `PAUSE_SECONDS`: Nova
+  tries again by itself then, with what is left of the stream, and the rest of an image would pass for the whole.
 - Staged bytes are looked at when they have come, and committed when the image is imported.
 """
 
@@ -25,6 +27,8 @@ from broker.catalog.uploads import Upload
 from broker.model import Client, Observation, Outcome, Principal, Role, Store, UploadState
 from broker.service import commit, report, tickets, upload
 from broker.service.context import Context
+
+PAUSE_SECONDS = 30.0
 
 
 class Carried(NamedTuple):
@@ -55,24 +59,29 @@ async def begin(context: Context, client: Client, image_id: UUID, asked: Mapping
 async def finish(context: Context, ticket: str, size: int | None = None) -> None:
     """The store has taken all bytes, `size` of them if the client told that: make them the image's, or keep them if they are staged.
 
-    Raises `NotFound`, `Gone`, `NotUploaded`, `Mismatch`, `Unverifiable`, `NoDestination`, `StoreUnavailable`.
+    Raises `NotFound`, `Gone`, `NotUploaded`, `Mismatch`, `Invalid` (nothing came), `Unverifiable`, `NoDestination`, and
+    `StoreUnavailable` and `Unavailable`, after which it may be asked again.
     """
     mine = await _of_carrier(context, ticket)
-    if mine.staged:
-        _, observed = await _look(context, mine)
-        if size is not None and size != observed.size:
+    try:
+        await (_keep(context, mine, size) if mine.staged else _commit(context, mine, size))
+    except (errors.StoreUnavailable, errors.Unavailable):
+        raise
+    except errors.BrokerError:
+        with suppress(errors.Conflict):  # committed by the same request, sent twice
             await upload.release_upload(context, await _owner(context, mine), mine.id)
-            raise errors.Mismatch(f"The store has {observed.size} bytes, and {size} were to come.")
-    else:
-        await _commit(context, mine, size)
+        raise
 
 
-async def fail(context: Context, ticket: str, by_store: bool) -> None:
-    """The bytes did not get there: give the upload up, so that the image waits for others. `by_store`: the store refused them or broke off,
-    which counts against it. Raises `NotFound`, `Conflict`."""
+async def fail(context: Context, ticket: str, by: str) -> None:
+    """The bytes did not get there. `by` the ``store``, which refused them or broke off: that counts against it; by the ``edge``: the upload
+    is given up at once; by the ``client``: soon. Raises `NotFound`, `Conflict`."""
     mine = await _of_carrier(context, ticket)
+    if by == "client":
+        await uploads.cut_short(context.db, mine.id, PAUSE_SECONDS)
+        return
     owner = await _owner(context, mine)
-    if by_store and mine.state is UploadState.OPEN:
+    if by == "store" and mine.state is UploadState.OPEN:
         store, _ = upload.active_place(context, mine, None)
         told = {"store": store.name, "outcome": Outcome.FAILED.value, "detail": "seen by an edge"}
         await report.report_transfer(context, owner, mine.id, told)
@@ -92,6 +101,15 @@ async def progress(context: Context, image_id: UUID) -> str | None:
     """``saving`` while the bytes of a queued image are on their way, ``uploading`` for staged ones until their import."""
     mine = await uploads.of_image_under_way(context.db, image_id)
     return None if mine is None else "uploading" if mine.staged else "saving"
+
+
+async def _keep(context: Context, mine: Upload, size: int | None) -> None:
+    """See that staged bytes are there, and as many as were told."""
+    _, observed = await _look(context, mine)
+    if observed.size == 0:
+        raise errors.Invalid("Nothing was sent.", expected="at least one byte")
+    if size is not None and size != observed.size:
+        raise errors.Mismatch(f"The store has {observed.size} bytes, and {size} were to come.")
 
 
 async def _commit(context: Context, mine: Upload, size: int | None) -> None:

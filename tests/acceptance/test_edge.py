@@ -18,14 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import aiohttp
+import asyncpg
 import glanceclient  # type: ignore[import-untyped]
 import openstack
 import pytest
 from glanceclient import exc
 
 from broker.model import Role
+from broker.service import carried
 from tests.parts import edge, traffic, wiretap
 from tests.parts.broker import Api
 from tests.parts.cluster import SITE, Brokers, brokers_on, s3_store, swift_store
@@ -72,6 +75,23 @@ class House:
     def status(self, id: str) -> str:
         found: str = self.glance.images.get(id).status
         return found
+
+    def run(self, sql: str, id: str | None = None) -> Any:
+        """A value of the catalogue."""
+
+        async def ask() -> Any:
+            connection = await asyncpg.connect(self.brokers.database)
+            try:
+                return await connection.fetchval(sql, *([] if id is None else [UUID(id)]))
+            finally:
+                await connection.close()
+
+        return asyncio.run(ask())
+
+    def ends_soon(self, id: str) -> bool:
+        """Whether the image's upload was cut short."""
+        seconds = self.run("SELECT extract(epoch FROM expires_at - now()) FROM uploads WHERE image_id = $1 ORDER BY id DESC LIMIT 1", id)
+        return bool(seconds <= carried.PAUSE_SECONDS)
 
     def no_leak(self) -> None:
         """No store was sent anything that only the broker may see."""
@@ -178,10 +198,86 @@ def test_a_cut_connection_leaves_the_image_as_it_was(house: House, framing: str)
         wait_for(lambda: house.status(id) == "saving", "it is not being saved")
         with pytest.raises(exc.HTTPConflict):
             house.glance.images.upload(id, io.BytesIO(CONTENT))
-    wait_for(lambda: house.status(id) == "queued", "it is still being saved")
+    # Nova would go on with the rest of its stream now.
+    wait_for(lambda: house.ends_soon(id), "the broker was not told")
+    with pytest.raises(exc.HTTPConflict):
+        house.glance.images.upload(id, io.BytesIO(CONTENT[MEBIBYTE:]))
+    house.run("UPDATE uploads SET expires_at = now() WHERE image_id = $1", id)
+    assert house.status(id) == "queued"
     house.glance.images.upload(id, io.BytesIO(CONTENT))
     assert b"".join(house.glance.images.data(id)) == CONTENT
     house.no_leak()
+
+
+def test_a_store_that_goes_away_leaves_the_image_queued(house: House) -> None:
+    id, glance = house.new(), house.glance
+    for tap in house.taps.values():
+        tap.is_away = True
+    try:
+        with pytest.raises(exc.HTTPBadGateway, match="from their beginning"):
+            glance.images.upload(id, io.BytesIO(CONTENT))
+        assert house.status(id) == "queued"
+        assert house.run("SELECT outcome FROM reports ORDER BY at DESC LIMIT 1") == "failed"
+    finally:
+        for tap in house.taps.values():
+            tap.is_away = False
+
+
+BAD: Mapping[str, tuple[int, str, dict[str, str]]] = {
+    "a type of its own": (415, "application/octet-stream", {"Content-Type": "text/plain"}),
+    "no type": (415, "application/octet-stream", {"Content-Type": ""}),
+    "a size that is none": (400, "X-Openstack-Image-Size", {"x-openstack-image-size": "many"}),
+    "a size below zero": (400, "X-Openstack-Image-Size", {"x-openstack-image-size": "-1"}),
+    "another size than the body's": (400, "x-openstack-image-size", {"x-openstack-image-size": "6"}),
+    "a store that is none": (400, "x-image-meta-store", {"X-Image-Meta-Store": "nowhere"}),
+    "no token": (401, "token", {"X-Auth-Token": ""}),
+    "a wrong token": (401, "token", {"X-Auth-Token": "eyJ.x.y"}),
+    "two tokens": (400, "X-Auth-Token", {"Authorization": "Bearer x"}),
+}
+
+
+async def test_refusals_are_glances(house: House) -> None:
+    """In Glance's shape, whatever is wrong; the image waits for its bytes as before."""
+    id, none = house.new(), "00000000-0000-4000-8000-000000000000"
+    bare = house.glance.images.create(name="without formats").id
+    theirs = {"X-Auth-Token": house.token(project="other")}
+    cases = [(f"{id}/file", wrong) for wrong in BAD.values()]
+    cases += [
+        (f"{none}/file", (404, "No such image", {})),
+        ("no-uuid/file", (404, "No such image", {})),
+        (f"{id}/file", (404, "No such image", theirs)),
+        (f"{id}/file", (403, "reader", {"X-Auth-Token": house.token(Role.READER)})),
+        (f"{bare}/file", (400, "disk_format, container_format", {})),
+        (f"{bare}/stage", (400, "disk_format, container_format", {})),
+        (f"{id}/file", (400, "size", {"empty": "yes"})),
+    ]
+    async with aiohttp.ClientSession(skip_auto_headers=("Content-Type",)) as session:
+        for path, (status, words, more) in cases:
+            headers = {"X-Auth-Token": house.token(), "Content-Type": "application/octet-stream", **more}
+            body = b"" if headers.pop("empty", None) else b"12345"
+            sent = {name: value for name, value in headers.items() if value}
+            async with session.put(f"{house.edge.url}/v2/images/{path}", data=body, headers=sent) as answer:
+                told = await answer.json()
+                assert (answer.status, told["error"]["code"]) == (status, status), (path, more, told)
+                assert words in told["error"]["message"], (more, told)
+        async with session.post(f"{house.edge.url}/edge/uploads/end", headers={"Edge-Ticket": f"{none}.x"}) as answer:
+            assert answer.status == 404
+        async with session.post(f"{house.brokers.running[0].url}/edge/uploads/end", headers={"Edge-Ticket": f"{none}.x"}) as answer:
+            assert answer.status == 404
+        async with session.post(f"{house.brokers.running[0].url}/edge/uploads/fail?by=me") as answer:
+            assert answer.status == 400
+    assert house.status(id) == "queued"
+
+
+def test_a_size_that_was_not_kept(house: House) -> None:
+    id, glance = house.new(), house.glance
+    with pytest.raises(exc.HTTPConflict, match="differ"):
+        glance.images.upload(id, io.BytesIO(CONTENT), image_size=len(CONTENT) + 1)
+    with pytest.raises(exc.HTTPBadRequest):
+        glance.images.upload(id, io.BytesIO(b""))
+    assert house.status(id) == "queued"
+    glance.images.upload(id, io.BytesIO(CONTENT), image_size=len(CONTENT))
+    assert house.status(id) == "active"
 
 
 def test_bytes_pass_the_broker_by(house: House) -> None:

@@ -21,6 +21,8 @@ class Wiretap:
 
     url: str
     sent: list[bytearray] = field(default_factory=list)
+    is_away: bool = False
+    """Whoever comes is hung up on."""
 
     def has(self, secret: str) -> bool:
         """Whether the store was sent `secret`."""
@@ -56,6 +58,9 @@ def _accept(server: socket.socket, address: tuple[str, int], tap: Wiretap) -> No
             client, _ = server.accept()
         except OSError:
             return
+        if tap.is_away:
+            client.close()
+            continue
         kept = bytearray()
         tap.sent.append(kept)
         store = socket.create_connection(address)

@@ -50,7 +50,7 @@ async def edge_begin_upload(call: Call) -> Answer:
     place = await carried.begin(call.context, call.client, UUID(image["id"]), asked, staged=call.path["of"] == "stage")
     passed = {name: value for name, value in place.headers.items() if name.lower() not in _OF_NGINX}
     if any(name.lower() not in _KNOWN for name in passed):
-        await carried.fail(call.context, place.ticket, by_store=False)
+        await carried.fail(call.context, place.ticket, "edge")
         raise errors.NoDestination("An edge cannot write to a store of this kind; ask POST /v1/tickets.")
     way = "spool" if length is None and not place.store.abilities.takes_unsized else "stream"
     fields = {f"Edge-{name}": value for name, value in passed.items()}
@@ -63,8 +63,8 @@ async def edge_end_upload(call: Call) -> Answer:
 
 
 async def edge_fail_upload(call: Call) -> Answer:
-    await carried.fail(call.context, call.headers.get("Edge-Ticket", ""), by_store=call.query["by"] == "store")
-    raise errors.StoreUnavailable("The store did not take the bytes; send them again.", retry_after=1.0)
+    await carried.fail(call.context, call.headers.get("Edge-Ticket", ""), call.query["by"])
+    raise errors.StoreUnavailable("The bytes did not get to the store.")  # nginx makes another error of it
 
 
 async def edge_begin_download(call: Call) -> Answer:
