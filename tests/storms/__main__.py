@@ -4,6 +4,7 @@
 ``knee`` lets slots adapt to a store whose throughput has a knee that moves.
 ``million`` lets a project ask for a million tickets while another one asks for single ones.
 ``private`` compares how long answers about a private store and about none take.
+``volumes`` clones a volume of a Ceph cluster and shares the blocks of a file, by tickets; needs root.
 ``dashboards`` runs every expression of deploy/prometheus and deploy/grafana on a Prometheus that looks at a busy broker.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("leases", "knee", "dashboards", "million", "private")
+NAMES = ("leases", "knee", "dashboards", "million", "private", "volumes")
 
 
 def main() -> None:
