@@ -517,7 +517,9 @@ def _answer(context: Context, client: str, plan: Plan, now: float) -> dict[str, 
         return errors.NoSource("No URL can be signed for any replica.", extra={"excluded": plan.excluded})
     metrics.ticket("download", "stale" if plan.stale else "granted", first)
     if not plan.stale:
-        context.repeats.note(client, target.blob.id, plan.id, first, now, plan.expires_at)
+        seconds = next(source.seconds for source in plan.sources if source.store == first)
+        over_at = min(plan.expires_at, now + admit.lease_seconds(seconds, context.policy.admit))
+        context.repeats.note(client, target.blob.id, plan.id, first, now, over_at)
     sources = orjson.Fragment(f"[{','.join(shown)}]")
     blob, image, format = target
     shown_ticket = asked.render_download(plan.id, "open", blob.summary, image, format, plan.expires_at, sources, plan.excluded)

@@ -38,7 +38,7 @@ class Repeats:
         self._found: list[Asked] = []
 
     def note(self, client: str, blob: str, ticket: str, store: str, now: float, until: float = 0.0) -> None:
-        """A ticket was given, which ends at `until`. `client` is `Client.name`."""
+        """A ticket was given, whose transfer should be over long before `until`. `client` is `Client.name`."""
         key = client, blob
         before = self._asked.get(key)
         if before is None:
@@ -50,7 +50,8 @@ class Repeats:
             self._came_again(client, before[0], now)
 
     def earlier(self, client: str, blob: str, now: float) -> str | None:
-        """The store that came first in the ticket that the client has for this blob, while that is open and nothing was said of it."""
+        """The store that came first in the client's ticket for this blob, as long as its transfer may last and nothing was said of it:
+        who asks again so soon did not get it there."""
         key = client, blob
         known = self._asked.get(key) or self._before.get(key)
         return known[0].store if known is not None and now < known[1] else None

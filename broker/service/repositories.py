@@ -5,7 +5,7 @@ no object cannot be told from one that is not there, or that may not be seen.
 
 Rules
 - Getting and putting are the verbs of tickets, for a whole batch at once. git-lfs says nothing of how it went; who asks for an object
-  again while it has a ticket for it is taken to have failed, and is sent elsewhere where there is another place.
+  again while its transfer may last yet (`broker.service.repeats`) is taken to have failed, and is sent elsewhere where that is possible.
 - What is declared is a size and the SHA-256, at once and for all. So only such stores take an object as can prove just that.
 - Bytes that a principal may read already, in any of its repositories, need not be sent again; for others the answer is that of an
   ordinary upload.

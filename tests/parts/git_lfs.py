@@ -70,7 +70,7 @@ class Git:
         return tree
 
     def clone(self, name: str, as_: str, *, check: bool = True) -> tuple[Path, subprocess.CompletedProcess[str]]:
-        """A clone of what was pushed from `name`, and what git said."""
+        """A clone of what was pushed from `name` (a path, where it was begun in another home), and what git said."""
         tree = self.home / as_
         return tree, self.run("clone", "--quiet", str(self.home / f"{name}.git"), str(tree), check=check)
 

@@ -27,6 +27,12 @@ SWIFT = Abilities(
     binds_length=False, binds_md5=False, binds_sha256=False, refuses_overwrite=False, observes=("md5",),
     multipart=True, observes_parts=("md5",), seals_parts=True, copies=True,
 )  # fmt: skip
+SWIFT_S3 = Abilities(
+    reads=True, ranges=True, writes=True, deletes=True, refuses_tampering=True, refuses_expired=True,
+    binds_length=True, binds_md5=True, binds_sha256=True, refuses_overwrite=True, observes=("md5",),
+    multipart=True, observes_parts=("md5",), seals_parts=False, copies=True, takes_unsized=True,
+)  # fmt: skip
+"""Swift by its S3 API (middleware s3api): it compares a signed SHA-256 as the bytes come, and tells none afterwards."""
 STORESIDE = Abilities(
     reads=True, ranges=True, writes=True, deletes=True, refuses_tampering=True, refuses_expired=True, takes_unsized=True,
     binds_length=True, binds_md5=True, binds_sha256=True, refuses_overwrite=True, observes=("sha256", "md5"),

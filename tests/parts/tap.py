@@ -31,6 +31,8 @@ class Tap:
     seen: list[tuple[str, str]] = field(default_factory=list)
     fields: list[Mapping[str, str]] = field(default_factory=list)
     """The header fields of every request."""
+    reads_left: int | None = None
+    """Given: so many GETs are passed on yet, then every connection is cut."""
     trapped: int = 0
     """Requests that followed a redirect."""
 
@@ -40,6 +42,10 @@ class Tap:
             return web.Response()
         self.seen.append((request.method, request.path))
         self.fields.append(request.headers)
+        if self.reads_left is not None and request.method == "GET":
+            self.reads_left -= 1
+            if self.reads_left < 0:
+                self.misbehaves = "cuts"
         match self.misbehaves:
             case "fails":
                 return web.Response(status=500, text="boom")

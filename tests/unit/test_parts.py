@@ -13,7 +13,7 @@ from broker.model import Abilities
 from broker.service import parts
 from broker.service.parts import MEBIBYTE, Cut, cut, length_of, part_size
 from broker.stores.base import Limits
-from tests.parts.records import RCLONE, SEAWEEDFS, STORESIDE, SWIFT
+from tests.parts.records import RCLONE, SEAWEEDFS, STORESIDE, SWIFT, SWIFT_S3
 
 S3 = Limits(max_put=5 << 30, min_part=5 << 20, max_part=5 << 30, max_parts=10_000, max_object=5 << 40)
 NOTHING = Abilities()
@@ -55,6 +55,31 @@ def test_cut(size: int | None, abilities: Abilities, expected: Cut | str) -> Non
 
 def test_a_policy_without_digests_takes_blind_stores() -> None:
     assert cut(1, BLIND, S3, single_put_limit=64 << 20, min_part_size=16 << 20, needs_digest=False) == Cut(None)
+
+
+@pytest.mark.parametrize(
+    ("size", "abilities", "only", "expected"),
+    [
+        (64 << 20, SEAWEEDFS, ("sha256",), Cut(None)),
+        ((64 << 20) + 1, SEAWEEDFS, ("sha256",), Cut(None)),
+        (5 << 30, SEAWEEDFS, ("sha256",), Cut(None)),
+        ((5 << 30) + 1, SEAWEEDFS, ("sha256",), parts.TOO_LARGE),
+        (1, SWIFT_S3, ("sha256",), Cut(None)),
+        (1, replace(SWIFT_S3, refuses_tampering=False), ("sha256",), parts.UNVERIFIABLE),
+        (1, SWIFT, ("sha256",), parts.UNVERIFIABLE),
+        (1, RCLONE, ("sha256",), parts.UNVERIFIABLE),
+        (1, SWIFT, ("sha256", "md5"), Cut(None)),
+        (1, STORESIDE, ("sha256",), Cut(None)),
+        (1, SEAWEEDFS, (), parts.UNVERIFIABLE),
+        (1, SWIFT, None, Cut(None)),
+        (1, PARTS_ONLY, None, parts.CANNOT_SEAL),
+    ],
+)
+def test_one_put_of_what_is_declared_at_once(size: int, abilities: Abilities, only: tuple[str, ...] | None, expected: Cut | str) -> None:
+    found = cut(
+        size, abilities, S3, single_put_limit=64 << 20, min_part_size=16 << 20, needs_digest=True, whole=True, only_digests=only
+    )  # fmt: skip
+    assert found == expected
 
 
 sizes = some.integers(1, 1 << 53)

@@ -68,3 +68,15 @@ def test_hints_that_nobody_takes_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
         for ticket in ("first", "again"):
             noted.note(f"c{number}", BLOB, ticket, "a", 1000)
     assert tickets(noted) == ["first", "first"]
+
+
+def test_where_somebody_was_sent_is_known_for_a_while() -> None:
+    noted = Repeats()
+    noted.note("c", BLOB, "t1", "a", 0, until=100)
+    assert noted.earlier("c", BLOB, 99) == "a"
+    assert noted.earlier("c", BLOB, 100) is None
+    assert (noted.earlier("c", OTHER, 1), noted.earlier("d", BLOB, 1)) == (None, None)
+    noted.note("c", BLOB, "t2", "b", 1, until=101)
+    assert noted.earlier("c", BLOB, 2) == "b"
+    noted.settled("c", ID)
+    assert noted.earlier("c", BLOB, 2) is None

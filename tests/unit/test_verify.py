@@ -395,3 +395,29 @@ def test_part_lengths_add_up(size: int, part_size: int) -> None:
 )
 def test_parts_problem(there: list[tuple[int, int]], size: int | None, problem: PartsProblem | None) -> None:
     assert parts_problem([PartSeen(number, length) for number, length in there], size, PART) == problem
+
+
+@pytest.mark.parametrize(
+    ("declared", "observed", "bound", "expected"),
+    [
+        (("sha256",), ("md5",), ("sha256",), Accepted("bound:sha256", "broker")),
+        (("sha256",), (), ("sha256",), Accepted("bound:sha256", "broker")),
+        (("sha256",), ("sha256", "md5"), ("sha256",), Accepted("sha256", "broker", ("sha256",))),
+        (("sha256", "md5"), ("md5",), ("sha256",), Accepted("bound:sha256", "broker", ("md5",))),
+        (("sha256",), ("md5",), (), None),
+        (("md5",), (), ("sha256",), None),
+        (("sha256",), (), ("md5",), None),
+    ],
+)
+def test_what_every_url_bound_is_proven(
+    declared: tuple[str, ...], observed: tuple[str, ...], bound: tuple[str, ...], expected: Accepted | None
+) -> None:
+    found = verdict(Declaration(SIZE, digests(*declared)), Observation(SIZE, 0, "broker", digests(*observed)), POLICY, bound)
+    assert found == expected if expected is not None else isinstance(found, Unproven)
+
+
+def test_a_bound_digest_excuses_no_difference() -> None:
+    other = Observation(SIZE, 0, "broker", digests("md5", content=b"other"))
+    assert isinstance(verdict(Declaration(SIZE, digests("sha256", "md5")), other, POLICY, ("sha256",)), Mismatched)
+    shorter = Observation(SIZE - 1, 0, "broker", {})
+    assert isinstance(verdict(Declaration(SIZE, digests("sha256")), shorter, POLICY, ("sha256",)), Mismatched)
