@@ -26,9 +26,15 @@ need systemd /usr/bin/systemd-analyze         # checks the units
 need libseccomp2 "/usr/lib/$(uname -m)-linux-gnu/libseccomp.so.2"  # the units' filters, where systemd does not run
 install_packages
 make_venv test
-# Its pins are of 2022 and would take the place of what the other tests need: it runs on what is there (tests/acceptance/test_drs.py).
-[ -d .venv/drs-suite ] || twice .venv/bin/python -m pip install --quiet --no-deps --target .venv/drs-suite \
-    drs-compliance-suite==1.0.3 ga4gh-testbed-lib==0.2.0 </dev/null
+# Clients of DRS, and the suite that checks servers, without what they ask for: pins of 2022 and a package that hides Python's own asyncio
+# (tests/acceptance/test_drs.py).
+if [ ! -d .venv/drs-clients ]; then
+    rm -rf .venv/drs-clients.new
+    into=(.venv/bin/python -m pip install --quiet --target .venv/drs-clients.new)
+    twice "${into[@]}" --no-deps drs-compliance-suite==1.0.3 ga4gh-testbed-lib==0.2.0 drs-cli==0.2.3 drsclient==0.3.2 </dev/null
+    twice "${into[@]}" --upgrade "httpx>=0.28" "pydantic>=2" </dev/null
+    mv .venv/drs-clients.new .venv/drs-clients
+fi
 
 export PATH="$PWD/.venv/bin:$PATH"
 ruff check --quiet broker deploy schemas tests

@@ -1,4 +1,4 @@
-"""GA4GH DRS at real stores: the published compliance suite, and bytes fetched by what an object says."""
+"""GA4GH DRS at real stores: the published compliance suite, two clients as PyPI has them, and bytes fetched by what an object says."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 from aiohttp.multipart import parse_content_disposition
+from yarl import URL
 
 from tests.parts.cluster import Cluster, ok, opened, put
 
 ROOT = Path(__file__).resolve().parents[2]
-SUITE = Path(sys.prefix) / "drs-suite"
-"""PyPI's drs-compliance-suite 1.0.3 without what it asks for beside: its pins are of 2022 (deploy/test.sh)."""
+CLIENTS = Path(sys.prefix) / "drs-clients"
+"""drs-compliance-suite 1.0.3, drs-cli 0.2.3 and Gen3's drsclient 0.3.2, on newer versions of what they ask for (deploy/test.sh)."""
 
-RUN = """
+SUITE = """
 import json, sys, types
 sys.modules["supported_drs_versions"] = versions = types.ModuleType("supported_drs_versions")
 versions.SUPPORTED_DRS_VERSIONS = ["1.2.0"]  # the wheel asks for this module and does not bring it
@@ -29,8 +29,36 @@ from compliance_suite.report_runner import report_runner
 print(report_runner(sys.argv[1], "transfer broker", "broker", "1.2.0", sys.argv[2]).to_json())
 """
 
+ASK = """
+import json, sys
+from drs_cli.client import DRSClient
+from drsclient.client import DrsClient
+port, token, id, gone = sys.argv[1:]
+client = DRSClient("http://127.0.0.1", port=int(port), token=token)
+found = client.get_object(id)
+urls = [client.get_access_url(found.id, method.access_id).url for method in found.access_methods]
+gen3 = DrsClient(f"http://127.0.0.1:{port}", token=token)
+same = gen3.get(id).json()
+urls += [gen3.download(id, method["access_id"]).json()["url"] for method in same["access_methods"]]
+errors = [client.get_object(gone).status_code, gen3.get(gone).status_code]
+checksums = {each.type: each.checksum for each in found.checksums}
+print(json.dumps({"checksums": checksums, "size": same["size"], "urls": urls, "errors": errors}))
+"""
+
 NEWER = "Additional properties are not allowed ('drs', 'maxBulkRequestLength' were unexpected)"
 """The suite checks with the schemas of DRS 1.2, in which service-info has no further fields; since 1.4 this one is required."""
+
+
+def ran(program: str, *arguments: str) -> str:
+    """What a program prints that uses the clients."""
+    assert CLIENTS.is_dir(), "run deploy/test.sh, which fetches them"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, *arguments],
+        env={**os.environ, "PYTHONPATH": str(CLIENTS), "NO_PROXY": "127.0.0.1"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def report(url: str, place: Path, token: str, ids: dict[str, bool]) -> list[dict[str, Any]]:
@@ -43,13 +71,7 @@ def report(url: str, place: Path, token: str, ids: dict[str, bool]) -> list[dict
     }
     file = place / "suite.json"
     file.write_text(json.dumps(config))
-    assert SUITE.is_dir(), "pip install --no-deps --target .venv/drs-suite drs-compliance-suite==1.0.3 ga4gh-testbed-lib==0.2.0"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUN, url, str(file)], env={**os.environ, "PYTHONPATH": str(SUITE)}, cwd=place,
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    phases = json.loads(done.stdout)["phases"]
+    phases = json.loads(ran(SUITE, url, str(file)))["phases"]
     return [{**case, "phase": phase["phase_name"]} for phase in phases for test in phase["tests"] for case in test["cases"]]
 
 
@@ -99,7 +121,14 @@ async def test_bytes_come_from_every_replica_that_an_object_names(cluster: Clust
         assert names == [shown["name"]] * 2 == ["b_er.bam.raw"] * 2
 
 
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The suite's client would heed them."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+async def test_clients_as_they_are(cluster: Cluster) -> None:
+    content = os.urandom(40_000)
+    async with aiohttp.ClientSession() as session:
+        one = await put(cluster.api(session), session, content, "weed", "swift", image={"name": "variants.vcf"}, format="raw")
+        port, gone = str(URL(cluster.running[0].url).port), "00000000-0000-4000-8000-000000000000"
+        told = json.loads(await asyncio.to_thread(ran, ASK, port, cluster.token(), one["image"], gone))
+        assert (told["size"], told["errors"], len(told["urls"])) == (len(content), [404, 404], 4)
+        assert told["checksums"] == {"sha-256": hashlib.sha256(content).hexdigest(), "md5": hashlib.md5(content).hexdigest()}
+        for url in told["urls"]:
+            async with opened(session, {"method": "GET", "url": url}) as answer:
+                assert await answer.read() == content

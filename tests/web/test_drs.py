@@ -168,7 +168,7 @@ async def test_access(desk: Desk) -> None:
         assert parse_qs(urlsplit(access["url"]).query)["response-content-disposition"] == [f'attachment; filename="{image}.raw"']
     assert (await desk.api.post(f"{OBJECTS}/{image}/access/{second}", {"passports": []})).status == 200
     busy = await desk.api.get(f"{OBJECTS}/{image}/access/{second}")  # DRS's way to say: come again
-    assert (busy.status, busy.body) == (202, None) and int(busy.headers["Retry-After"]) >= 1
+    assert error(busy, 202) and int(busy.headers["Retry-After"]) >= 1
     wrong = [await desk.api.get(f"{OBJECTS}/{id}/access/{access}") for id, access in
              ((blob, off), (blob, private), (blob, str(new_id())), (other, first), (image, "x"))]  # fmt: skip
     assert len({error(reply, 404) for reply in wrong}) == 1  # M13: a private replica answers as none

@@ -64,7 +64,8 @@ async def drs_get_access(call: Call) -> Answer:
     try:
         shown = _raised((await _accesses(call, [(call.path["object_id"], call.path["access_id"])]))[0])
     except errors.Busy as busy:
-        return Answer(202, None, {"Retry-After": str(max(1, math.ceil(busy.retry_after or 1)))})
+        shown = {"msg": f"{busy.detail} Ask again after Retry-After.", "status_code": 202}
+        return Answer(202, shown, {"Retry-After": str(max(1, math.ceil(busy.retry_after or 1)))})
     return Answer(200, {name: shown[name] for name in ("url", "headers") if name in shown})
 
 
