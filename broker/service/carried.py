@@ -14,8 +14,8 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from secrets import token_urlsafe
 from typing import Any, NamedTuple
@@ -63,14 +63,8 @@ async def finish(context: Context, ticket: str, size: int | None = None) -> None
     `StoreUnavailable` and `Unavailable`, after which it may be asked again.
     """
     mine = await _of_carrier(context, ticket)
-    try:
+    async with _over_when_refused(context, mine):
         await (_keep(context, mine, size) if mine.staged else _commit(context, mine, size))
-    except (errors.StoreUnavailable, errors.Unavailable):
-        raise
-    except errors.BrokerError:
-        with suppress(errors.Conflict):  # committed by the same request, sent twice
-            await upload.release_upload(context, await _owner(context, mine), mine.id)
-        raise
 
 
 async def fail(context: Context, ticket: str, by: str) -> None:
@@ -94,13 +88,27 @@ async def import_staged(context: Context, client: Client, image_id: UUID) -> Non
     if mine is None or not mine.staged:
         raise errors.NotFound("Nothing is staged for this image.")
     await upload.own_to_write(context, client, mine.id)
-    await _commit(context, mine, None)
+    async with _over_when_refused(context, mine):
+        await _commit(context, mine, None)
 
 
 async def progress(context: Context, image_id: UUID) -> str | None:
     """``saving`` while the bytes of a queued image are on their way, ``uploading`` for staged ones until their import."""
     mine = await uploads.of_image_under_way(context.db, image_id)
     return None if mine is None else "uploading" if mine.staged else "saving"
+
+
+@asynccontextmanager
+async def _over_when_refused(context: Context, mine: Upload) -> AsyncIterator[None]:
+    """Give the upload up after a refusal; not after a failure, which may pass."""
+    try:
+        yield
+    except (errors.StoreUnavailable, errors.Unavailable):
+        raise
+    except errors.BrokerError:
+        with suppress(errors.Conflict):  # it is being committed by the same request, sent twice
+            await upload.release_upload(context, await _owner(context, mine), mine.id)
+        raise
 
 
 async def _keep(context: Context, mine: Upload, size: int | None) -> None:
