@@ -113,6 +113,7 @@ def house(
     place = tmp_path_factory.mktemp("edge")
     with ExitStack() as stack:
         brokers = stack.enter_context(brokers_on(postgres.create(), place / "broker", 1))
+        parts: tuple[S3Part | SwiftPart, ...] = (seaweedfs, swift, rclone)
         taps = {name: stack.enter_context(wiretap.listening(part.endpoint)) for name, part in zip(STORES, parts, strict=True)}
         # The broker goes past the taps: what it says to stores by itself is its own affair.
         stores = [
