@@ -1,5 +1,5 @@
 """A real browser: a page of another origin asks the broker for a ticket, reads the store by fetch, and follows a link, which is saved
-under the name that the URL was signed with."""
+under the name that the URL was signed with. What it fetches by a redirect comes from no origin, and the store refuses that."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ PAGE = """(async () => {
   });
   const ticket = await answer.json();
   const bytes = await (await fetch(ticket.sources[0].url)).arrayBuffer();
+  const redirected = fetch(%(broker)s + "/v1/images/" + %(image)s + "/content", {headers: {"Authorization": "Bearer " + %(token)s}});
+  const content = await redirected.then(() => "read", () => "refused");
   const digest = Array.from(new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)), b => b.toString(16).padStart(2, "0"));
-  const seen = [answer.status, answer.headers.get("X-Request-Id") !== null, digest.join("")];
+  const seen = [answer.status, answer.headers.get("X-Request-Id") !== null, content, digest.join("")];
   location.href = ticket.sources[0].url;
   return JSON.stringify(seen);
 })().catch(error => "failed: " + error)"""
@@ -68,7 +70,8 @@ async def test_a_page_fetches_and_a_link_is_saved_under_its_name(database: str, 
         values = {"broker": broker.url, "token": broker.token(), "image": image, "name": NAME}
         script = PAGE % {name: json.dumps(value) for name, value in values.items()}
         told = await page.tell("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert json.loads(told["result"]["value"]) == [201, True, hashlib.sha256(content).hexdigest()], (told, page.messages)
+        assert json.loads(told["result"]["value"]) == [201, True, "refused", hashlib.sha256(content).hexdigest()], (told, page.messages)
+        assert any("redirected from" in message and "CORS" in message for message in page.messages), page.messages
         await until(lambda: any(file.read_bytes() == content for file in saved.glob("*.raw")), "nothing was saved")
         (file,) = saved.glob("*.raw")
         assert file.name == NAME.replace('"', "_")  # what no file system everywhere takes

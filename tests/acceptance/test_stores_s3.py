@@ -61,6 +61,20 @@ async def test_a_file_name_is_told(strong: S3Store, http_session: aiohttp.Client
     await contract.check_filename(http_session, strong)
 
 
+async def test_a_file_name_is_signed(strong: S3Store, http_session: aiohttp.ClientSession) -> None:
+    now, key = time.time(), contract.fresh_key("named")
+    assert (await contract.send(http_session, strong.sign_put(Write(key, now + 60, 3), now), b"abc"))[0] == 200
+    named = strong.sign_get(key, now + 60, now, "right.img")
+    plain = strong.sign_get(key, now + 60, now)
+    inline = "response-content-disposition=inline"
+    for url, status in (
+        (named.url, 200), (named.url.replace("right.img", "wrong.html"), 403), (f"{named.url}&{inline}", 403),
+        (f"{plain.url}&{inline}", 403),
+    ):  # fmt: skip
+        assert (await contract.send(http_session, named._replace(url=url)))[0] == status, url
+    await strong.delete(key)
+
+
 @pytest.mark.parametrize("kind", ["strong", "weak"])
 async def test_multipart(kind: str, request: pytest.FixtureRequest, http_session: aiohttp.ClientSession) -> None:
     store = request.getfixturevalue(kind)
