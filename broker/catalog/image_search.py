@@ -133,18 +133,17 @@ async def _is_listed(db: Any, wanted: Search, project: str, everything: bool) ->
 
 def _listed(wanted: Search, project: str, everything: bool, values: _Values) -> str:
     """What may be listed, as far as the search's visibility goes."""
-    asker = values.add(project)
-    own = f"i.project = {asker}"
     stored = {"private": "i.visibility = 'private' AND NOT i.shared", "shared": "i.visibility = 'private' AND i.shared"}
     chosen = "true"
     if wanted.visibility is None:
-        chosen = f"(i.visibility <> 'community' OR {own})"
+        chosen = f"i.visibility <> 'community' OR i.project = {values.add(project)}"
     elif wanted.visibility != "all":
         chosen = stored.get(wanted.visibility) or f"i.visibility = {values.add(wanted.visibility)}"
     if everything:
         return f"({chosen})"
+    asker = values.add(project)
     member = _MEMBER.format(asker=asker, answer=values.add(wanted.member_status))
-    return f"({chosen}) AND ({own} OR {_FOR_ALL} OR {member})"
+    return f"({chosen}) AND (i.project = {asker} OR {_FOR_ALL} OR {member})"
 
 
 def _fitting(wanted: Search, values: _Values) -> list[str]:
