@@ -63,10 +63,38 @@ def register(connection: Connection, blob: UUID, file: Path, store: str, key: st
     _show(exits.run(connection.ask(work)))
 
 
-async def _observe(broker: Broker, blob: UUID, file: Path, quiet: bool) -> dict[str, object]:
+@command.command()
+@click.argument("image", type=click.UUID)
+@click.option("--format", required=True, help="Disk format of the object, one that the image does not have yet.")
+@click.option("--store", required=True, help="The store where it lies.")
+@click.option("--key", help="Its key there; of a file on a mount that follows from its path.")
+@click.option(
+    "--file", type=click.Path(path_type=Path, allow_dash=True), help="What this machine sees of it, where the broker cannot look."
+)
+@_PURPOSE
+@click.option("--deletable", is_flag=True, help="Delegate the right to delete these bytes to the broker.")
+@connected
+def adopt(
+    connection: Connection, image: UUID, format: str, store: str, key: str | None, file: Path | None, purpose: str | None, deletable: bool
+) -> None:
+    """Make the object KEY at STORE the bytes of IMAGE in one more format. That it is the same disk is your word."""
+    if key is None and file is None:
+        raise click.UsageError("name the object with --key, or the file that it is with --file")
+
+    async def work(broker: Broker) -> Replica:
+        place = key or key_below((await broker.store(store)).endpoint, file or Path())
+        body = {"format": format, "store": store, "key": place, "deletable": deletable} | _chosen(purpose)
+        if file is not None:
+            body["observed"] = await _observe(broker, None, file, quiet=False)
+        return await broker.adopt_object(image, body)
+
+    _show(exits.run(connection.ask(work)))
+
+
+async def _observe(broker: Broker, blob: UUID | None, file: Path, quiet: bool) -> dict[str, object]:
     progress = Progress()
     async with shown(progress, f"read {file}", json=False, quiet=quiet):
-        names = algorithms((await broker.blob(blob)).digests)
+        names = algorithms((await broker.blob(blob)).digests if blob is not None else ())
         return (await observe(None if str(file) == "-" else file, names, progress)).document()
 
 

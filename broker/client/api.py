@@ -286,6 +286,9 @@ class Broker:
     async def register_replica(self, blob: UUID, replica: Body) -> Replica:
         return Replica.read(*await self._ask("POST", f"/v1/blobs/{blob}/replicas", replica))
 
+    async def adopt_object(self, image: UUID, adopted: Body) -> Replica:
+        return Replica.read(*await self._ask("POST", f"/v1/images/{image}/blobs", adopted))
+
     def replicas(self, **filters: str | None) -> AsyncIterator[Replica]:
         """All replicas that match: by store, purpose, state."""
         return self._pages("/v1/replicas", "replicas", filters, Replica.read)

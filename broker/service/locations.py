@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 from broker import errors, permit, verify
@@ -23,6 +22,7 @@ from broker.catalog import blobs, copies, images, replicas, uploads
 from broker.catalog.replicas import ReplicaRecord
 from broker.catalog.transaction import transaction
 from broker.model import Blob, BlobState, Client, Digests, Exposure, Image, ImageStatus, Purpose, Replica, ReplicaState, Role, Store, new_id
+from broker.service import adopt
 from broker.service import replicas as replica_service
 from broker.service.context import Context
 from broker.service.idempotency import Claim
@@ -179,17 +179,7 @@ async def _adopt(context: Context, client: Client, image: Image, queued: Blob | 
     key = replica_service.allowed_key(client, place.key)
     if queued is not None and await uploads.under_way(context.db, queued.id):
         raise errors.Conflict("The image's bytes are being uploaded.", field="status", expected="the end of the upload")
-    found = await context.memory.driver(store.name).stat(key)
-    if found is None:
-        raise errors.NotUploaded("The store has no object under this key.", field="url")
-    about = verify.adopted(said, found, context.policy.verify)
-    if isinstance(about, verify.Mismatched):
-        raise errors.Mismatch(
-            f"The object's {about.field} differs. Nothing was registered, nothing will be deleted.",
-            extra={"declared": {about.field: about.declared}, "observed": {about.field: about.observed}},
-        )
-    if isinstance(about, verify.Unproven):
-        raise errors.Unverifiable(f"The content cannot be verified: {about.reason}. Nothing was registered.")
+    about, proof = adopt.declared_by(context, await replica_service.look(context, client.principal, store, key, None), said)
     blob = queued or Blob(new_id(context.clock()), None, {}, BlobState.QUEUED)
     async with transaction(context.db) as connection:
         if queued is None:
@@ -197,29 +187,22 @@ async def _adopt(context: Context, client: Client, image: Image, queued: Blob | 
             await images.attach(connection, image.id, main_format(image), blob.id)
         elif (await blobs.lock(connection, [blob.id])).get(blob.id) is not BlobState.QUEUED:
             raise errors.Conflict("The image has changed meanwhile. Send the request again.")
-        await _register(context, connection, client, blob, Location(store, key), *about)
+        await adopt.take_over(connection, client, _first_replica(context, client, blob, store, key), store, about, proof)
     context.memory.forget("image", str(image.id))
     context.memory.forget("blob", str(blob.id))
 
 
-async def _register(
-    context: Context, connection: Any, client: Client, blob: Blob, place: Location, about: verify.Declaration, proof: verify.Accepted
-) -> None:
-    assert about.size is not None
-    replica = Replica(
+def _first_replica(context: Context, client: Client, blob: Blob, store: Store, key: str) -> Replica:
+    return Replica(
         id=new_id(context.clock()),
         blob_id=blob.id,
-        store=place.store.name,
-        key=place.key,
+        store=store.name,
+        key=key,
         purpose=Purpose.ORIGIN,
         state=ReplicaState.ACTIVE,
         deletable=False,
         project=client.principal.project,
-        observed_by=proof.observed_by,
-        observed_strength=",".join(dict.fromkeys((proof.strength, *proof.proven))),
     )
-    await blobs.activate(connection, blob.id, about.size, about.digests, about.pieces)
-    await replicas.insert(connection, replica, place.store.id, client.principal.subject)
 
 
 def _known(client: Client, exposure: Exposure) -> bool:

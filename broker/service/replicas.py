@@ -75,7 +75,7 @@ async def list_replicas(context: Context, client: Client, query: Mapping[str, An
 
 async def get_replica(context: Context, client: Client, id: UUID) -> Versioned:
     """One replica. Raises `NotFound`."""
-    return _shown(client, await _visible(context, client, id))
+    return shown(client, await _visible(context, client, id))
 
 
 async def register_replica(context: Context, client: Client, blob: UUID, request: Mapping[str, Any], claim: Claim) -> Versioned:
@@ -85,14 +85,14 @@ async def register_replica(context: Context, client: Client, blob: UUID, request
     (the key is in use, or nothing is declared of the blob yet), `NotUploaded`, `Mismatch`, `Unverifiable`, `StoreUnavailable`.
     """
     if claim.repeated and (known := await replicas.get(context.db, claim.id)) is not None:
-        return _shown(client, known)
+        return shown(client, known)
     view = await _writable_blob(context, client, blob)
     store = writable_store(context, client, request["store"], request.get("deletable", False))
     key = allowed_key(client, request["key"])
     declared = await blobs.get(context.db, view.blob.id)
     if declared is None or declared.state is BlobState.DELETING or declared.size is None:
         raise errors.Conflict("This blob takes no replicas: it is being deleted, or nothing has been declared of it yet.")
-    strength = _proof(context, declared, await _look(context, client.principal, store, key, request.get("observed")))
+    strength = _proof(context, declared, await look(context, client.principal, store, key, request.get("observed")))
     replica = Replica(
         id=claim.id,
         blob_id=blob,
@@ -111,7 +111,7 @@ async def register_replica(context: Context, client: Client, blob: UUID, request
         if declared.state is BlobState.QUEUED:
             await blobs.activate(connection, blob, declared.size, declared.digests, declared.pieces)
     _forget(context, view)
-    return _shown(client, record)
+    return shown(client, record)
 
 
 async def change_replica(context: Context, client: Client, id: UUID, version: int | None, request: Mapping[str, Any]) -> Versioned:
@@ -142,7 +142,7 @@ async def change_replica(context: Context, client: Client, id: UUID, version: in
             connection, id, replica.version, purpose=purpose, deletable=deletable, state=state, observed=observed
         )
     context.memory.forget("blob", str(replica.blob_id))
-    return _shown(client, record)
+    return shown(client, record)
 
 
 async def delete_replica(context: Context, client: Client, id: UUID, version: int | None) -> None:
@@ -239,7 +239,7 @@ def allowed_key(client: Client, key: str) -> str:
     return key
 
 
-async def _look(
+async def look(
     context: Context, principal: Principal | None, store: Store, key: str, observed: Mapping[str, Any] | None
 ) -> Observation | None:
     """What is at that key: seen by the broker, or by the agent that asks where only it can look.
@@ -291,7 +291,7 @@ async def _look_again(
     store = context.memory.store(replica.store)
     if store is None:
         raise errors.StoreUnavailable("The store is not registered.")
-    observation = await _look(context, principal, store, replica.key, observed)
+    observation = await look(context, principal, store, replica.key, observed)
     told_before = set((replica.observed_strength or "").split(",")) & set(store.abilities.observes)
     recheck = verify.reverify(blob, observation, context.policy.verify, told_before)
     if recheck.state is None:
@@ -329,7 +329,8 @@ def _forget(context: Context, view: BlobView) -> None:
         context.memory.forget("image", str(image.id))
 
 
-def _shown(client: Client, record: ReplicaRecord) -> Versioned:
+def shown(client: Client, record: ReplicaRecord) -> Versioned:
+    """A replica as JSON, as far as the client is shown it."""
     return Versioned(_render(client, record), record.replica.version)
 
 

@@ -213,6 +213,39 @@ async def test_what_is_mounted_is_copied_without_the_network_and_no_link_is_foll
     assert seen  # the mount comes first with 20 times the weight
 
 
+async def test_a_file_there_becomes_an_image_or_one_more_format_of_one(house: House, tmp_path: Path) -> None:
+    file = house.mount / "other.qcow2"
+    file.write_bytes(CONTENT[:1000])
+    member, service = house.api(), house.api(Role.SERVICE)
+    image = ok(await member.post("/v1/images", {"name": "adopted"}), 201)
+    path, seen = f"/v1/images/{image['id']}/blobs", {"size": 1000, "digests": {"sha256": hashlib.sha256(CONTENT[:1000]).hexdigest()}}
+    body = {"format": "qcow2", "store": "nfs", "key": "other.qcow2", "observed": seen}
+    other = house.api().as_(house.broker.token(Role.SERVICE, "other", "eve"))
+    for api, sent, status, field in (
+        (service, {**body, "observed": None}, 400, "observed"),
+        (service, {name: value for name, value in body.items() if name != "observed"}, 400, "observed"),
+        (service, {**body, "digests": {"sha256": "0" * 64}}, 409, None),
+        (service, {**body, "digests": {"md5": "0" * 32}}, 409, None),
+        (service, {**body, "key": ".."}, 400, "key"),
+        (service, {**body, "store": "disk"}, 400, "observed"),
+        (member, {**body, "key": "demo/x"}, 403, "store"),
+        (other, body, 403, None),
+    ):
+        reply = await api.post(path, sent)
+        assert (reply.status, reply.body.get("field")) == (status, field), reply.body
+    assert ok(await member.get(f"/v1/images/{image['id']}"))["blobs"] == {}
+    adopted = ok(await service.post(path, body, Idempotency_Key="once"), 201)
+    assert ok(await service.post(path, body, Idempotency_Key="once"), 201) == adopted
+    assert (adopted["state"], adopted["observed"]["by"], adopted["observed"]["strength"]) == ("active", "agent", "sha256")
+    assert (await service.post(path, body)).body["field"] == "format"
+    assert (await service.post(path, {**body, "format": "raw"})).body["field"] == "key"
+    shown = ok(await member.get(f"/v1/images/{image['id']}"))
+    assert (shown["status"], set(shown["blobs"]), shown["blobs"]["qcow2"]["size"]) == ("active", {"qcow2"}, 1000)
+    async with Broker(house.broker.url, house.token(site=HERE)) as broker:
+        await download(broker, Wanted(image=UUID(image["id"])), tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == CONTENT[:1000]
+
+
 async def test_a_volume_is_a_name_for_who_is_at_its_cluster(house: House) -> None:
     pool = {"name": "ceph", "kind": "rbd", "site": HERE, "endpoint": f"rbd://{FSID}/images"}
     ok(await house.api(Role.ADMIN).post("/v1/stores", pool), 201)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from broker.service import replicas
+from broker.service import adopt, replicas
 from broker.web.call import Answer, Call, versioned
 
-__all__ = ["change_replica", "delete_replica", "get_replica", "list_blob_replicas", "list_replicas", "register_replica"]
+__all__ = ["adopt_object", "change_replica", "delete_replica", "get_replica", "list_blob_replicas", "list_replicas", "register_replica"]
 
 
 async def list_blob_replicas(call: Call) -> Answer:
@@ -16,6 +16,11 @@ async def list_blob_replicas(call: Call) -> Answer:
 
 async def register_replica(call: Call) -> Answer:
     found = await call.create(partial(replicas.register_replica, call.context, call.client, call.id("blob"), call.body))
+    return versioned(found, 201, f"/v1/replicas/{found.body['id']}")
+
+
+async def adopt_object(call: Call) -> Answer:
+    found = await call.create(partial(adopt.adopt_object, call.context, call.client, call.id("image"), call.body))
     return versioned(found, 201, f"/v1/replicas/{found.body['id']}")
 
 
