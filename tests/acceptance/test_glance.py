@@ -32,6 +32,7 @@ from glanceclient import exc
 from yarl import URL
 
 from broker.model import Role
+from tests.parts import traffic
 from tests.parts.broker import PROJECT, Api
 from tests.parts.cluster import Brokers, brokers_on, disk_of, disk_store, ok, put, register, s3_store
 from tests.parts.postgres import Postgres
@@ -184,6 +185,18 @@ def test_bytes_come_from_the_store(house: House) -> None:
     assert image.os_hash_value == hashlib.sha256(content).hexdigest()
     assert read(glance.images.data(id)) == content
     assert read(glance.images.data(id, prefer=["disk", "weed", "nowhere"])) == content
+
+
+def test_no_byte_passes_through_the_broker(house: House) -> None:
+    glance, broker = house.client(), house.brokers.running[0]
+    traffic.check(broker.pid, house.url, house.brokers.token())
+    before = sum(traffic.carried(broker.pid))
+    id, content = house.upload("weed", content=fresh(16 << 20))
+    for _ in range(3):
+        assert read(glance.images.data(id)) == content
+    carried = sum(traffic.carried(broker.pid)) - before
+    print(f"{4 * len(content)} bytes moved, the broker carried {carried}")
+    assert 1_000 < carried < 1_000_000
 
 
 def test_no_token_goes_to_a_store_that_is_not_trusted(house: House) -> None:

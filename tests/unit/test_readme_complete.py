@@ -62,6 +62,14 @@ PLAIN_DEFAULTS = {
 POLICIES: dict[str, Any] = {"ranking": rank.Policy(), "admission": admit.Policy(), "uploads": context.Policy()}
 
 
+GLANCE = [f"{method.upper()} {path}" for path, item in schema("glance.json")["paths"].items() for method in item if method != "parameters"]
+
+
+@pytest.mark.parametrize("operation", GLANCE)
+def test_operations_of_glance(operation: str) -> None:
+    assert f"``{operation}``" in README
+
+
 @pytest.mark.parametrize("name", CONFIG_FIELDS)
 def test_configuration(name: str) -> None:
     assert row(f"``{name}``") in README
