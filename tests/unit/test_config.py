@@ -70,6 +70,19 @@ def test_a_whole_file() -> None:
         ({"http": {"listen": "nowhere"}}, "http.listen"),
         ({"http": {"listen": "a:99999"}}, "http.listen"),
         ({"http": {"trusted_proxies": ["300.0.0.0/8"]}}, "http.trusted_proxies.0"),
+        *(
+            ({"http": {"cors_origins": ["https://app.example.org:8443", wrong]}}, "http.cors_origins.1")
+            for wrong in (
+                "*",
+                "null",
+                "app.example.org",
+                "https://app.example.org/",
+                "https://App.example.org",
+                "https://u@h",
+                "ftp://h",
+                "",
+            )
+        ),
         ({"http": {"body_limit_bytes": "8M"}}, "http.body_limit_bytes"),
         ({"database": {"url": "mysql://u:hunter2@x"}}, "database.url"),
         ({"database": {"min_connections": 5, "max_connections": 2}}, "database.min_connections"),
