@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -133,7 +134,13 @@ def first_fault(validator: jsonschema_rs.Draft202012Validator, value: Any, root:
 
 
 def _compile(contract: Contract, schema: JsonObject) -> jsonschema_rs.Draft202012Validator:
-    return jsonschema_rs.Draft202012Validator({**schema, "components": contract.document["components"]})
+    return _compiled(contract, orjson.dumps(schema))
+
+
+@cache
+def _compiled(contract: Contract, schema: bytes) -> jsonschema_rs.Draft202012Validator:
+    """Many operations take the same; each costs the components of its whole contract."""
+    return jsonschema_rs.Draft202012Validator({**orjson.loads(schema), "components": contract.document["components"]})
 
 
 def _fault(error: jsonschema_rs.ValidationError, root: JsonObject) -> Invalid:

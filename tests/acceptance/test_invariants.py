@@ -196,7 +196,7 @@ async def test_an_image_that_may_not_be_read_gives_no_ticket(cluster: Cluster, s
         path = f"/v1/tickets/{ticket['id']}{way}"
         assert (await (stranger.post(path, body) if way else stranger.get(path))).status == 404, way
     await change(admin, f"/v1/images/{made['image']}", {"status": "deactivated"})
-    await settle()
+    await settle(cluster)
     for at in (0, 1):
         mine = cluster.api(session, at=at)
         assert (await mine.post("/v1/tickets", asked)).status == 403

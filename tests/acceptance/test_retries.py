@@ -17,7 +17,7 @@ import pytest
 from broker.catalog import connect
 from broker.web import contract
 from tests.parts.broker import Api, Reply
-from tests.parts.cluster import Cluster, digests, new_upload, ok, put, register, s3_client, s3_store, said, send
+from tests.parts.cluster import Cluster, digests, new_upload, ok, put, register, s3_client, s3_store, said, send, settle
 
 _numbers = itertools.count(1)
 COUNTED = ("sites", "stores", "images", "blobs", "replicas", "tickets", "uploads", "destinations", "leases", "reports")
@@ -186,7 +186,7 @@ async def test_the_same_request_again_is_the_same_thing(name: str, scene: Scene)
     first = await post(0)
     assert first.status in (200, 201, 204), first.body
     if path == "/v1/stores":
-        await asyncio.sleep(1)  # the other broker learns of it
+        await settle(scene.cluster)  # the other broker learns of it
     counts = await scene.counts()
     again = [await post(1)]
     if name != "probe":  # of several looks at once one is kept; the others are told to look again

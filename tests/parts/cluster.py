@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import asyncpg
 import botocore.session  # type: ignore[import-untyped]
 import orjson
 import pytest
@@ -27,9 +28,11 @@ from broker.cli.token import sign
 from broker.model import Role
 from broker.service import keys
 from broker.service.keys import Keyring
+from broker.service.memory import FRESH_SECONDS
 from broker.sign.token import TokenSigner, generate_key
 from tests.parts import storeside
 from tests.parts.broker import AUDIENCE, PROJECT, Api, BrokerProcess, Reply, serve
+from tests.parts.condition import until
 from tests.parts.postgres import Postgres
 from tests.parts.process import free_ports
 from tests.parts.seaweedfs import S3Part
@@ -133,12 +136,30 @@ async def register(brokers: Brokers, *stores: Mapping[str, Any]) -> None:
         for store in stores:
             made = await admin.post("/v1/stores", store)
             assert made.status == 201, made.body
-    await settle()
+    await settle(brokers)
 
 
-async def settle() -> None:
-    """As long as a change may take to reach every broker (invariant 5)."""
-    await asyncio.sleep(2)
+async def settle(brokers: Brokers) -> None:
+    """Wait until every broker knows what was written so far, and has looked at the stores since: a broker notes what it has read."""
+    connection = await asyncpg.connect(brokers.database)
+    try:
+        for _ in range(2):  # a broker looks at the stores after it has noted what it read: the second time it has done both
+            xact = await connection.fetchval("SELECT pg_current_xact_id()::text")
+            await connection.execute("NOTIFY changes")
+
+            async def known(xact: str = xact) -> bool:
+                return bool(await connection.fetchval(_ALL_KNOW, xact, FRESH_SECONDS))
+
+            await until(known, "not every broker has read the change log")
+    finally:
+        await connection.close()
+
+
+# Who has noted nothing for so long believes nothing that it remembers, and looks it up.
+_ALL_KNOW = """
+SELECT coalesce(bool_and(pg_visible_in_snapshot($1::text::xid8, seen)), true) FROM brokers
+WHERE at > clock_timestamp() - make_interval(secs => $2)
+"""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import asyncpg
 import pytest
@@ -41,7 +42,7 @@ class Postgres:
 
     def __enter__(self) -> Postgres:
         self._thread.start()
-        self._server = self._run(embedded.start(self._place / "data", binaries=self._binaries))
+        self._begin()
         self._run(self._prepare())
         return self
 
@@ -75,12 +76,17 @@ class Postgres:
 
     def start_again(self) -> None:
         """The same server on the same data, at the same URLs."""
-        self._server = self._run(embedded.start(self._place / "data", binaries=self._binaries))
+        self._begin()
 
     def end_connections(self, url: str) -> None:
         """End every connection to the database of `url`, as a restart of the server would."""
         name = url.partition("?")[0].rpartition("/")[2]
         self._run(self._execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"))
+
+    def _begin(self) -> None:
+        # What a test writes need not outlive the machine, only a server that is killed: nothing is forced to disk.
+        with patch.dict(embedded._SETTINGS, fsync="off", full_page_writes="off"):
+            self._server = self._run(embedded.start(self._place / "data", binaries=self._binaries))
 
     async def _prepare(self) -> None:
         await self._execute(f"create database {_TEMPLATE}")
