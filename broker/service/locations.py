@@ -22,7 +22,7 @@ from broker.catalog import blobs, copies, images, replicas, uploads
 from broker.catalog.replicas import ReplicaRecord
 from broker.catalog.transaction import transaction
 from broker.model import Blob, BlobState, Client, Digests, Exposure, Image, ImageStatus, Purpose, Replica, ReplicaState, Role, Store, new_id
-from broker.service import adopt
+from broker.service import adopt, vetting
 from broker.service import replicas as replica_service
 from broker.service.context import Context
 from broker.service.idempotency import Claim
@@ -187,6 +187,7 @@ async def _adopt(context: Context, client: Client, image: Image, queued: Blob | 
             await images.attach(connection, image.id, main_format(image), blob.id)
         elif (await blobs.lock(connection, [blob.id])).get(blob.id) is not BlobState.QUEUED:
             raise errors.Conflict("The image has changed meanwhile. Send the request again.")
+        await vetting.expect_bytes(connection, client.principal, image.id, context.policy.vetting)
         await adopt.take_over(connection, client, _first_replica(context, client, blob, store, key), store, about, proof)
     context.memory.forget("image", str(image.id))
     context.memory.forget("blob", str(blob.id))

@@ -18,6 +18,7 @@ from broker import errors, permit, vet
 from broker.catalog import blobs, images, uploads, views
 from broker.catalog.connect import reachable
 from broker.model import Blob, BlobState, Client, Digests, Image, ImageStatus, Principal, Purpose, ReplicaState, Visibility, new_id
+from broker.service import vetting
 from broker.service.context import Context
 from broker.verify import Declaration, Problem, declaration_problems
 
@@ -151,9 +152,8 @@ async def write(connection: Any, client: Client, target: Target, policy: vet.Pol
         await images.insert(connection, made)
     elif target.links:
         await images.attach(connection, target.image_id, target.format, target.blob_id)
-        extended = await images.get(connection, target.image_id)  # locked by now
-        if extended is not None and (vetting := vet.of_extended(policy, extended, principal.role)) is not extended.vetting:
-            await images.set_vetting(connection, target.image_id, vetting)
+    if image is None:
+        await vetting.expect_bytes(connection, principal, target.image_id, policy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from broker import errors, permit, vet
 from broker.catalog import blobs, images, verdicts
 from broker.catalog.transaction import transaction
 from broker.catalog.verdicts import Recorded
-from broker.model import BlobState, Client, Image, Role, Vetting
+from broker.model import BlobState, Client, Image, Principal, Role, Vetting
 from broker.service.context import Context
 from broker.service.instants import instant
 from broker.service.listing import Versioned
@@ -58,6 +58,13 @@ async def decide(context: Context, client: Client, image: Image, decision: Vetti
     for blob in image.blobs.values():
         context.memory.forget("blob", str(blob))
     return decided
+
+
+async def expect_bytes(connection: Any, principal: Principal, id: UUID, policy: vet.Policy) -> None:
+    """An image will get bytes that it has not: what is vetted waits from now on. In the transaction that makes that possible."""
+    image = await images.get(connection, id)
+    if image is not None and (now := vet.of_extended(policy, image, principal.role)) is not image.vetting:
+        await images.set_vetting(connection, id, now)
 
 
 async def tell_verdict(context: Context, client: Client, id: UUID, request: Mapping[str, Any]) -> dict[str, Any]:

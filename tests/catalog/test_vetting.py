@@ -138,6 +138,21 @@ async def test_what_could_boot_something_else_waits_again(registry: Registry) ->
     assert await shown(registry, id) == ("active", "approved")
 
 
+async def test_what_others_put_into_an_administrators_image_waits(registry: Registry) -> None:
+    """Also where the format was there already, without bytes."""
+    blob = await registry.add_blob()
+    wanted = {"name": "n", "visibility": "public", "blobs": {"raw": str(blob)}}
+    made = await images.create_image(registry.context, ADMIN, wanted, Claim(new_id()))
+    id = UUID(made.body["id"])
+    await registry.db.execute("UPDATE images SET project = 'p' WHERE id = $1", id)
+    for asker, expected in ((ADMIN, ("queued", None)), (ALICE, ("queued", "pending"))):
+        target = await targets.resolve(registry.context, asker, {"operation": "upload", "image": str(id), "format": "raw"})
+        assert (target.blob_id, target.links) == (blob, False)
+        async with registry.db.acquire() as connection, connection.transaction():
+            await targets.write(connection, asker, target, registry.context.policy.vetting)
+        assert await shown(registry, id) == expected
+
+
 async def test_administrators_and_private_images_need_nobody(registry: Registry) -> None:
     blob = await registry.add_blob(BlobState.ACTIVE)
     made = await images.create_image(
