@@ -31,7 +31,7 @@ from broker.model import Role
 from broker.service import carried
 from tests.parts import edge, traffic, wiretap
 from tests.parts.broker import Api
-from tests.parts.cluster import SITE, Brokers, brokers_on, s3_store, swift_store
+from tests.parts.cluster import SITE, Brokers, brokers_on, disk_of, disk_store, s3_store, swift_store
 from tests.parts.condition import wait_for
 from tests.parts.edge import EdgePart
 from tests.parts.postgres import Postgres
@@ -44,14 +44,14 @@ PROGRAM = Path(__file__).parents[1] / "parts" / "image_service.py"
 MEBIBYTE = 1 << 20
 CONTENT = random.Random(5).randbytes(3 * MEBIBYTE + 17)
 MD5, SHA256 = hashlib.md5(CONTENT).hexdigest(), hashlib.sha256(CONTENT).hexdigest()
-STORES = ("weed", "swift", "weak")
-"""The third one takes no body whose length it is not told first."""
+STORES = ("weed", "swift", "disk", "weak")
+"""The last one takes no body whose length it is not told first."""
 COOKIE, SERVICE = "session-cookie-of-a-client", "token-of-a-service"
 
 
 @dataclass(frozen=True)
 class House:
-    """A broker behind an edge, and three stores that are not trusted with tokens, with a tap before each."""
+    """A broker behind an edge, and four stores that are not trusted with tokens, with a tap before each."""
 
     brokers: Brokers
     edge: EdgePart
@@ -113,12 +113,14 @@ def house(
     place = tmp_path_factory.mktemp("edge")
     with ExitStack() as stack:
         brokers = stack.enter_context(brokers_on(postgres.create(), place / "broker", 1))
-        parts: tuple[S3Part | SwiftPart, ...] = (seaweedfs, swift, rclone)
-        taps = {name: stack.enter_context(wiretap.listening(part.endpoint)) for name, part in zip(STORES, parts, strict=True)}
+        disk = stack.enter_context(disk_of(brokers, place / "disk"))
+        endpoints = (seaweedfs.endpoint, swift.endpoint, disk.url, rclone.endpoint)
+        taps = {name: stack.enter_context(wiretap.listening(endpoint)) for name, endpoint in zip(STORES, endpoints, strict=True)}
         # The broker goes past the taps: what it says to stores by itself is its own affair.
         stores = [
             s3_store(brokers, seaweedfs, "weed", endpoint=taps["weed"].url, internal_endpoint=seaweedfs.endpoint),
             swift_store(brokers, swift, "swift", endpoint=taps["swift"].url, internal_endpoint=swift.endpoint),
+            disk_store(disk, endpoint=taps["disk"].url, internal_endpoint=disk.url),
             s3_store(brokers, rclone, "weak", endpoint=taps["weak"].url, internal_endpoint=rclone.endpoint),
         ]
         asyncio.run(_register(brokers, *stores))
@@ -143,6 +145,7 @@ def test_glanceclient(house: House, store: str, size: int | None) -> None:
     glance.images.upload(id, io.BytesIO(CONTENT), image_size=size, backend=store)
     image = glance.images.get(id)
     assert (image.status, image.size, image.checksum) == ("active", len(CONTENT), MD5)
+    assert (image.os_hash_algo, image.os_hash_value) == (("sha256", SHA256) if store == "disk" else (None, None))
     assert house.taps[store].received - before >= len(CONTENT)
     assert b"".join(glance.images.data(id)) == CONTENT
     with pytest.raises(exc.HTTPConflict, match="active to saving"):
