@@ -8,6 +8,7 @@ from broker.cli import exits
 from broker.cli.connection import Connection, connected, print_json, resolve
 from broker.cli.display import print_table
 from broker.client.answers import Ticket
+from broker.client.api import SCHEMES
 from broker.units import seconds_text, size_text
 
 
@@ -48,7 +49,7 @@ def command(
 async def _ask(connection: Connection, image: str, keep: bool, as_json: bool, options: dict[str, object]) -> Ticket:
     async with connection.open() as broker:
         named = await resolve(broker, image)
-        ticket = await broker.download_ticket(image=named.image, blob=named.blob, **options)  # type: ignore[arg-type]
+        ticket = await broker.download_ticket(image=named.image, blob=named.blob, schemes=SCHEMES, **options)  # type: ignore[arg-type]
         if not keep and not as_json:
             await broker.release(ticket.id)
         return ticket

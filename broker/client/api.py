@@ -48,6 +48,9 @@ from broker.model import Digests
 NETWORK_SCHEMES = ("https", "http")
 """What every client can open, wherever it is."""
 
+SCHEMES = (*NETWORK_SCHEMES, "file")
+"""What our own downloads can open."""
+
 PATIENCE_SECONDS = 30.0
 """How long a request is tried again before it fails."""
 
@@ -166,7 +169,7 @@ class Broker:
         self, *, image: UUID | None = None, blob: UUID | None = None, formats: Sequence[str] = (), site: str | None = None
     ) -> Explanation:
         """What a download ticket would name now, and why; nothing is leased. Administrators may name any site."""
-        request = {"operation": "download", "image": image, "blob": blob, "formats": formats, "site": site}
+        request = {"operation": "download", "image": image, "blob": blob, "formats": formats, "site": site, "schemes": SCHEMES}
         return Explanation.read((await self._ask("POST", "/v1/tickets:explain", _given(request)))[0])
 
     async def ticket(self, id: UUID) -> TicketState:

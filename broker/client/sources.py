@@ -20,7 +20,7 @@ from uuid import UUID
 
 from broker.client import plan
 from broker.client.answers import Source, Ticket
-from broker.client.api import NETWORK_SCHEMES, Broker
+from broker.client.api import SCHEMES, Broker
 from broker.client.fetch import Reader, Window
 from broker.client.local import LocalReader
 from broker.client.progress import Progress
@@ -42,9 +42,6 @@ MARGIN_SECONDS = 5.0
 
 _PAUSES = (0.5, 2.0, 5.0)
 """Seconds before each new ticket, after every source has failed."""
-
-SCHEMES = (*NETWORK_SCHEMES, "file")
-"""What a download can be read by."""
 
 Value = TypeVar("Value")
 

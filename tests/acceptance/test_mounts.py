@@ -182,6 +182,9 @@ async def test_what_is_mounted_is_copied_without_the_network_and_no_link_is_foll
         "sha256",
     )
 
+    async with Broker(house.broker.url, house.token(site=HERE)) as broker:
+        assert {each.store for each in (await broker.explain(blob=UUID(house.blob))).candidates} == {"nfs", "disk"}
+
     # Who only says that he is here reads from the network.
     done = await house.get(tmp_path / "far.raw", site=None)
     assert [used.store for used in done.sources] == ["disk"]
