@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from broker import errors
-from broker.catalog import blobs, replicas
+from broker.catalog import blobs, replicas, repositories
 from broker.catalog.connect import reachable
 from broker.model import Blob, Digests, ImageStatus, Replica, ReplicaState, Vetting, Visibility, new_id
 from broker.recover import Recovered
@@ -115,6 +115,7 @@ async def restore(
         blobs_made = await _restore_blob(connection, blob)
         for image in recovered.images:
             await _link(connection, image, blob.id)
+            await repositories.remember(connection, image.project, image.name, image.id, blob.digests)
     made = 0
     for copy in recovered.copies:
         replica = Replica(

@@ -1,6 +1,7 @@
 """The objects of Git LFS repositories: which image an object is, by project, repository and SHA-256.
 
 Rules
+- An object's image is called REPOSITORY/SHA-256, so that a catalogue that is made again from the stores has it again (`remember`).
 - An object's row goes with its image. A row is taken before its image is made (`take`), in the order of the SHA-256, so that brokers that
   take the same objects at once wait for each other in one order and only one makes them.
 """
@@ -63,6 +64,17 @@ async def take(connection: Any, project: str, repository: str, objects: Mapping[
             json_rows(rows),
         )
     return {row[0] for row in taken}
+
+
+async def remember(connection: Any, project: str, name: str, image_id: UUID, digests: Digests) -> None:
+    """Name the object that an image is, if its name says so and its blob has that SHA-256. One that has a name keeps it."""
+    repository, _, oid = name.rpartition("/")
+    if repository and oid == digests.get("sha256"):
+        with reachable():
+            await connection.execute(
+                "INSERT INTO lfs_objects (project, repository, oid, image_id) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+                project, repository, oid, image_id,
+            )  # fmt: skip
 
 
 async def under_way(db: Any, blobs: Sequence[UUID], project: str, subject: str) -> list[UnderWay]:

@@ -279,6 +279,9 @@ def _accepted(found: Verdict, observed: Observation, key: str | None = None) -> 
 async def _settle(context: Context, claim: Claim, sealed: Sealed) -> errors.BrokerError | None:
     """One transaction makes blob, replica and image active. An error instead, when the catalogue has moved on. Raises `_TakenOver`."""
     size, digests = sealed.observed.size, claim.declared.digests
+    if sealed.verdict.strength not in sealed.verdict.proven:
+        # Proven by other means than a digest that the store tells: what it does tell of these bytes is kept, to know them again by.
+        digests = {**sealed.observed.digests, **digests}
     async with transaction(context.db) as connection:
         upload = await uploads.get(connection, claim.upload.id, lock=True)
         _still_mine(upload, claim)

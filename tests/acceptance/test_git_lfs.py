@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,17 @@ import pytest
 import pytest_asyncio
 
 from broker.model import Role
+from broker.stores.base import Write
+from broker.stores.http import HttpStore
+from broker.web.lfs.objects import show
 from tests.parts import traffic
 from tests.parts.broker import Api, Reply
 from tests.parts.cluster import SITE, Brokers, brokers_on, digests, ok, opened, register, s3_store, send
 from tests.parts.git_lfs import Git, held
 from tests.parts.postgres import Postgres
+from tests.parts.records import storeside_record
 from tests.parts.seaweedfs import S3Part
+from tests.parts.storeside import StoresidePart
 from tests.parts.swift import SwiftPart
 from tests.parts.tap import Tap, tapped
 
@@ -301,6 +307,18 @@ async def test_two_who_push_the_same_at_once(bed: Bed) -> None:
                 ok(await verify(api, shown))
     shown_again = await objects(await batch(apis[0], "upload", [named(content) for content in files]), len(files))
     assert all("actions" not in shown for shown in shown_again)
+
+
+async def test_tokens_in_the_authorization_field(bed: Bed, storeside_part: StoresidePart) -> None:
+    """Who gets 401 without such a field asks for ever."""
+    store = HttpStore(storeside_record(storeside_part), storeside_part.signer, bed.session)
+    now, key = time.time(), f"lfs-{time.time_ns()}"
+    for operation, handle in (("upload", store.sign_put(Write(key, now + 60, 4), now)), ("download", store.sign_get(key, now + 60, now))):
+        shown = show({"oid": "0" * 64, "size": 4}, handle, operation, "http://verify", now)
+        body = b"abcd" if operation == "upload" else None
+        async with opened(bed.session, place(shown, operation), data=body) as response:
+            assert response.status in (200, 201)
+            assert body or await response.read() == b"abcd"
 
 
 async def test_full_stores(bed: Bed) -> None:

@@ -90,6 +90,19 @@ def test_what_is_shown(result: Result, operation: str, expected: dict[str, Any])
 
 
 @pytest.mark.parametrize(
+    ("url", "href", "header"),
+    [
+        ("http://disk/objects/a/b?token=x.y-z_", "http://disk/objects/a/b", {"Authorization": "Bearer x.y-z_"}),
+        ("http://swift/v1/A/c/o?temp_url_sig=s&temp_url_expires=1", None, None),
+        ("http://s3/b/o?X-Amz-Signature=s", None, None),
+    ],
+)
+def test_where_a_401_would_be_asked_for_again_for_ever(url: str, href: str | None, header: dict[str, str] | None) -> None:
+    shown = objects.show({"oid": OID, "size": 4}, Handle("GET", url, {}, 50.0), "download", VERIFY, 0)["actions"]["download"]
+    assert (shown["href"], shown.get("header")) == (href or url, header)
+
+
+@pytest.mark.parametrize(
     ("error", "expected", "text"),
     [
         (errors.Invalid("No.", field="operation", expected="one of download, upload"), 422,

@@ -3,6 +3,9 @@
 Rules
 - What is wrong with one object is that object's error, in its place; the others go on.
 - Codes are those of HTTP. Want of space is 507; a value that cannot be right 422, as the specification has it.
+- What a store answers with 401, git-lfs 3.3 asks for again at once and for ever, or asks its user for a password, unless the request had
+  an Authorization field; then it asks the broker again. So a token goes there instead of the URL. S3 takes no such field beside a signed
+  URL, and answers 403; Swift takes none beside a TempURL where it has an S3 API, and answers 401.
 - Where an address and its header fields are enough, the answer says so (``authenticated``), so that nobody is asked for a password for a
   store. An upload does not: what follows it, ``verify``, is asked of the broker again.
 """
@@ -18,6 +21,8 @@ from broker.model import Handle
 from broker.service.instants import instant
 from broker.service.repositories import Result, Wish
 from broker.web.lfs.render import message, status
+
+_TOKEN = "?token="
 
 LONGEST_SECONDS = 2_147_483_647
 """The most that ``expires_in`` may say."""
@@ -53,9 +58,18 @@ def show(entry: Mapping[str, Any], result: Result, operation: str, verify: str, 
 
 def _action(handle: Handle, now: float) -> dict[str, Any]:
     """What git-lfs is to do. The length of a body is git-lfs's own affair, which knows it as well."""
-    action: dict[str, Any] = {"href": handle.url}
-    header = {name: value for name, value in handle.headers.items() if name.lower() != "content-length"}
+    url, header = _authorized(handle.url)
+    header |= {name: value for name, value in handle.headers.items() if name.lower() != "content-length"}
+    action: dict[str, Any] = {"href": url}
     if header:
         action["header"] = header
     left = max(0, min(int(handle.expires_at - now), LONGEST_SECONDS))
     return action | {"expires_in": left, "expires_at": instant(handle.expires_at)}
+
+
+def _authorized(url: str) -> tuple[str, dict[str, str]]:
+    """A signed URL with the Authorization field that goes with it, if any."""
+    plain, found, token = url.partition(_TOKEN)
+    if found:
+        return plain, {"Authorization": f"Bearer {token}"}
+    return url, {}
