@@ -163,7 +163,7 @@ async def test_push_clone_and_clone_while_a_store_dies(bed: Bed) -> None:
 
     copied = await copy_from_swift(bed, list(files.values()), "demo/work")
     assert copied >= 8
-    other = Git(bed.home / "other", bed.url, bed.brokers.token(subject="bob"))  # who never asked for these before
+    other = Git(bed.home / "other", bed.url, bed.brokers.token(subject="bob"), by_header=True)  # who never asked for these before
     await bed.change("weed", cost=50)
     bed.tap.reads_left = copied // 4
     try:
@@ -173,6 +173,7 @@ async def test_push_clone_and_clone_while_a_store_dies(bed: Bed) -> None:
         bed.tap.reads_left = bed.tap.misbehaves = None
         await bed.change("weed", cost=0)
     assert held(clone, [*files, "large.bin"]) == {**files, "large.bin": large}, told.stdout
+    assert not [fields for fields in bed.tap.fields if "Bearer" in fields.get("Authorization", "")], "no store sees the token"
 
 
 async def copy_from_swift(bed: Bed, files: Sequence[bytes], repository: str) -> int:

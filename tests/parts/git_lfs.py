@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.parts.process import find_program
@@ -18,29 +18,30 @@ SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Git:
-    """Runs git in `home`, with the token for the broker at `url` kept as a credential, as a user keeps a password."""
+    """Runs git in `home`, with the token for the broker at `url` kept as a credential, as a user keeps a password, or sent in a header
+    (`by_header`)."""
 
     home: Path
     url: str
     token: str
-    settings: Mapping[str, str] = field(default_factory=dict)
-    """More of git's configuration, such as ``lfs.transfer.maxretries``."""
+    by_header: bool = False
 
     def __post_init__(self) -> None:
         find_program("git", "apt-get install git")
         find_program("git-lfs", "apt-get install git-lfs")
         self.home.mkdir(parents=True, exist_ok=True)
         scheme, _, host = self.url.partition("://")
-        credentials = self.home / "credentials"
-        credentials.write_text(f"{scheme}://token:{self.token}@{host}\n")
-        credentials.chmod(0o600)
         self.run("config", "--global", "user.name", "Somebody")
         self.run("config", "--global", "user.email", "somebody@example.org")
         self.run("config", "--global", "init.defaultBranch", "main")
-        self.run("config", "--global", "credential.helper", f"store --file={credentials}")
         self.run("lfs", "install", "--skip-repo")
-        for name, value in self.settings.items():
-            self.run("config", "--global", name, value)
+        if self.by_header:
+            self.run("config", "--global", f"http.{self.url}/.extraHeader", f"Authorization: Bearer {self.token}")
+            return
+        credentials = self.home / "credentials"
+        credentials.write_text(f"{scheme}://token:{self.token}@{host}\n")
+        credentials.chmod(0o600)
+        self.run("config", "--global", "credential.helper", f"store --file={credentials}")
 
     def run(self, *arguments: str, at: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`git` with these arguments; its output holds what it said on both streams."""
