@@ -274,8 +274,9 @@ class Abilities:
 
     @property
     def binds(self) -> tuple[str, ...]:
-        """Digests that are proven by a URL which binds them: no object lies where it writes but one of that digest."""
-        return ("sha256",) if self.binds_sha256 and self.enforces else ()
+        """Digests that are proven by a URL which binds them: no object lies where it writes but one of that digest. From a store that
+        tells a digest that is asked for instead: when it is silent once, something is wrong."""
+        return ("sha256",) if self.binds_sha256 and self.enforces and "sha256" not in self.observes else ()
 
     @property
     def seals_single(self) -> bool:
