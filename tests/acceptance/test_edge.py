@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from glanceclient import exc
 
 from broker.model import Role
 from broker.service import carried
-from tests.parts import edge, traffic, wiretap
+from tests.parts import edge, names, tls_front, traffic, wiretap
+from tests.parts.authority import Authority
 from tests.parts.broker import Api
 from tests.parts.cluster import SITE, Brokers, brokers_on, disk_of, disk_store, s3_store, swift_store
 from tests.parts.condition import wait_for
@@ -51,7 +52,8 @@ COOKIE, SERVICE = "session-cookie-of-a-client", "token-of-a-service"
 
 @dataclass(frozen=True)
 class House:
-    """A broker behind an edge, and four stores that are not trusted with tokens, with a tap before each."""
+    """A broker behind an edge, and stores with a tap before each: those of `STORES`, which are not trusted with tokens, one that is
+    (``trusted``), and one whose certificate is somebody else's (``forged``, with the tap of ``swift``)."""
 
     brokers: Brokers
     edge: EdgePart
@@ -94,9 +96,24 @@ class House:
         seconds = self.run("SELECT extract(epoch FROM expires_at - now()) FROM uploads WHERE image_id = $1 ORDER BY id DESC LIMIT 1", id)
         return bool(seconds <= carried.PAUSE_SECONDS)
 
+    @contextmanager
+    def opened(self, store: str) -> Iterator[None]:
+        """The store takes uploads until the block ends."""
+
+        async def set_to(writable: bool) -> None:
+            async with aiohttp.ClientSession() as session:
+                admin = Api(self.brokers.running[0].url, session, self.brokers.token(Role.ADMIN))
+                found = await admin.get(f"/v1/stores/{store}")
+                assert (await admin.patch(f"/v1/stores/{store}", {"writable": writable}, found.etag)).status == 200
+
+        asyncio.run(set_to(True))
+        yield
+        asyncio.run(set_to(False))
+
     def no_leak(self) -> None:
         """No store was sent anything that only the broker may see."""
-        for name, tap in self.taps.items():
+        for name in STORES:
+            tap = self.taps[name]
             for secret in (*self.tokens, *self.brokers.secrets, COOKIE, SERVICE):
                 assert not tap.has(secret), f"{name} was sent a client's token or cookie"
             for header in ("x-auth-token", "x-service-token", "authorization", "cookie", "edge-ticket", "edge-url"):
@@ -116,17 +133,36 @@ def house(
         disk = stack.enter_context(disk_of(brokers, place / "disk"))
         endpoints = (seaweedfs.endpoint, swift.endpoint, disk.url, rclone.endpoint)
         taps = {name: stack.enter_context(wiretap.listening(endpoint)) for name, endpoint in zip(STORES, endpoints, strict=True)}
+        trusted = taps["trusted"] = stack.enter_context(wiretap.listening(seaweedfs.endpoint))
+        ours, theirs = Authority(place / "ours"), Authority(place / "theirs")
+        right, wrong = (
+            "https://swift.test:"
+            + str(stack.enter_context(tls_front.start(place / who, taps["swift"].url, authority.issue("swift", "swift.test"))))
+            for who, authority in (("right", ours), ("wrong", theirs))
+        )
+        resolver = stack.enter_context(names.serving())
         # The broker goes past the taps: what it says to stores by itself is its own affair.
         stores = [
             s3_store(brokers, seaweedfs, "weed", endpoint=taps["weed"].url, internal_endpoint=seaweedfs.endpoint),
-            swift_store(brokers, swift, "swift", endpoint=taps["swift"].url, internal_endpoint=swift.endpoint),
+            swift_store(brokers, swift, "swift", endpoint=right, internal_endpoint=swift.endpoint),
+            _apart(swift_store(brokers, swift, "forged", endpoint=wrong, internal_endpoint=swift.endpoint)),
+            _apart(s3_store(brokers, seaweedfs, "trusted", endpoint=trusted.url, internal_endpoint=seaweedfs.endpoint), tokens="trusted"),
             disk_store(disk, endpoint=taps["disk"].url, internal_endpoint=disk.url),
             s3_store(brokers, rclone, "weak", endpoint=taps["weak"].url, internal_endpoint=rclone.endpoint),
         ]
         asyncio.run(_register(brokers, *stores))
         for tap in taps.values():
             tap.sent.clear()  # the probes of the registration
-        yield House(brokers, stack.enter_context(edge.start(place / "edge", brokers.running[0].url)), taps)
+        yield House(
+            brokers,
+            stack.enter_context(edge.start(place / "edge", brokers.running[0].url, resolver=resolver, trusted=ours.certificate)),
+            taps,
+        )
+
+
+def _apart(store: dict[str, Any], **settings: str) -> dict[str, Any]:
+    """The store with a prefix of its own, more settings, and closed until a test opens it."""
+    return {**store, "writable": False, "settings": {**store["settings"], "prefix": f"{store['name']}/", **settings}}
 
 
 async def _register(brokers: Brokers, *stores: Mapping[str, Any]) -> None:
@@ -205,6 +241,34 @@ def test_curl_with_every_token_there_is(house: House, header: str, tmp_path: Pat
     subprocess.run([*curl, "-o", tmp_path / "part", "-r", "5-14", f"{url}/v2/images/{id}/file"], check=True, timeout=120)
     assert (tmp_path / "part").read_bytes() == CONTENT[5:15]
     house.no_leak()
+
+
+def test_a_store_that_cannot_prove_its_name_is_sent_nothing(house: House) -> None:
+    id, glance, before = house.new(), house.glance, house.taps["swift"].received
+    with house.opened("forged"), pytest.raises(exc.HTTPBadGateway):
+        glance.images.upload(id, io.BytesIO(CONTENT), backend="forged")
+    assert (house.status(id), house.taps["swift"].received) == ("queued", before)
+
+
+def test_only_to_a_store_that_is_trusted_clients_are_redirected(house: House) -> None:
+    id, glance, trusted = house.new(), house.glance, house.taps["trusted"]
+    with house.opened("trusted"):
+        glance.images.upload(id, io.BytesIO(CONTENT), backend="trusted")
+    assert not trusted.has(house.tokens[-1]) and not trusted.has_field("x-auth-token")
+    assert b"".join(glance.images.data(id)) == CONTENT
+    assert trusted.has_field("x-auth-token")  # so such clients do, and that is why the others carry
+
+
+def test_without_the_edge_no_store_is_reached(house: House) -> None:
+    id, glance = house.new(), house.glance
+    direct = glanceclient.Client("2", endpoint=house.brokers.running[0].url, token=house.token())
+    with pytest.raises(exc.HTTPConflict, match="ticket"):
+        direct.images.upload(id, io.BytesIO(CONTENT))
+    glance.images.upload(id, io.BytesIO(CONTENT), backend="weed")
+    before = {name: tap.received for name, tap in house.taps.items()}
+    with pytest.raises(exc.HTTPConflict, match="trusted with tokens"):
+        direct.images.data(id)
+    assert {name: tap.received for name, tap in house.taps.items()} == before
 
 
 @pytest.mark.parametrize("framing", ["Transfer-Encoding: chunked", f"Content-Length: {len(CONTENT)}"])
@@ -311,7 +375,7 @@ def test_a_size_that_was_not_kept(house: House) -> None:
 
 
 def test_bytes_pass_the_broker_by(house: House) -> None:
-    size, broker = 96 * MEBIBYTE, house.brokers.running[0]
+    size, broker = 48 * MEBIBYTE, house.brokers.running[0]
     content = CONTENT[:MEBIBYTE] * (size // MEBIBYTE)
     traffic.check(broker.pid, broker.url, house.token())
     before, moved = sum(traffic.carried(broker.pid)), sum(tap.received for tap in house.taps.values())

@@ -27,14 +27,17 @@ class EdgePart:
 
 
 @contextlib.contextmanager
-def start(directory: Path, broker: str) -> Iterator[EdgePart]:
-    """Run the edge of the broker at the URL `broker` until the block ends."""
+def start(
+    directory: Path, broker: str, *, resolver: str = "127.0.0.1", trusted: Path = Path("/etc/ssl/certs/ca-certificates.crt")
+) -> Iterator[EdgePart]:
+    """Run the edge of the broker at the URL `broker` until the block ends. `resolver` knows the stores' names, `trusted` has the
+    authorities that they are verified by."""
     state = directory / "state"
     state.mkdir(mode=0o700, parents=True)
     (port,) = free_ports(1)
     values = {
         "LISTEN": f"127.0.0.1:{port}", "BROKER": broker.removeprefix("http://"), "USER": "root", "STATE": str(state),
-        "RESOLVER": "127.0.0.1", "TRUSTED": "/etc/ssl/certs/ca-certificates.crt",
+        "RESOLVER": resolver, "TRUSTED": str(trusted),
     }  # fmt: skip
     configuration = directory / "edge.conf"
     configuration.write_text(fill((DEPLOY / "nginx" / "edge.conf").read_text(), values))
