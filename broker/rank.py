@@ -13,7 +13,8 @@ Rules
   share, so that many brokers with slightly stale numbers do not herd. Paths that little is known of get a small share more.
 - A store that several independent clients were failed by is doubted for everyone: less success, less evidence, not excluded.
 - A full store is not excluded here: it may serve as standby, and admission knows better (`broker.admit`).
-- Private stores that the principal may not see are kept apart from the other exclusions: counted, never shown.
+- Private stores that the principal may not see are kept apart from the other exclusions: counted, never shown. So is what is mounted
+  elsewhere: there may be a copy on every host.
 """
 
 from __future__ import annotations
@@ -104,12 +105,14 @@ class Exclusion(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """The decision. Each candidate is in exactly one of the three lists."""
+    """The decision. Each candidate is in exactly one of the lists."""
 
     sources: list[Source]
     excluded: list[Exclusion]
     hidden: list[Exclusion]
     """What the principal must not learn of; for counting only."""
+    elsewhere: list[Exclusion]
+    """Paths and volumes that nothing proves to be where the client is; counted, and told to who asks why."""
 
 
 Averages = Mapping[tuple[str, str], PathAverage]
@@ -181,13 +184,15 @@ def rank(
 ) -> Ranking:
     """Accept or exclude each candidate, then put the accepted ones in the order to try them. `outlooks` are those of the request's site."""
     accepted: list[Candidate] = []
-    ranking = Ranking([], [], [])
+    ranking = Ranking([], [], [], [])
     for candidate in candidates:
         reason = accept(request, candidate, loads.get(candidate.store, IDLE), now)
         if reason is None:
             accepted.append(candidate)
         elif reason is Reason.PRIVATE:
             ranking.hidden.append(Exclusion(candidate, reason))
+        elif reason is Reason.NOT_MOUNTED:
+            ranking.elsewhere.append(Exclusion(candidate, reason))
         else:
             ranking.excluded.append(Exclusion(candidate, reason))
     return ranking._replace(sources=order(request, accepted, outlooks, loads, policy, rng))

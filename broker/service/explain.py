@@ -39,7 +39,7 @@ async def explain(context: Context, client: Client, request: Mapping[str, Any]) 
         "blob": summary(named["view"].blob),
         "site": site,
         "candidates": [_candidate(context, source) for source in ranked],
-        "excluded": asked.excluded(ranking.excluded),
+        "excluded": asked.excluded((*ranking.excluded, *ranking.elsewhere)),
     }
     if choice is not None:
         answer["conversion"] = asked.conversion(named["format"], asked.considered(choice))

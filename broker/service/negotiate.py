@@ -320,13 +320,15 @@ def _plan(context: Context, asker: Asker, request: Mapping[str, Any], id: str, t
         ask = ask._replace(site=wishes.site, prefer=wishes.prefer, avoid=wishes.avoid, schemes=wishes.schemes)
         outlooks = context.memory.outlooks(Direction.READ, wishes.site, context.policy.rank, now)
     excluded: list[dict[str, str]] = []
-    sources = None if ask.is_choosy or ask.prefer else ways.plain_sources(context, blob, outlooks)
+    sources = None if ask.is_choosy or ask.prefer else ways.plain_sources(context, blob, ask, outlooks)
     if sources is None:
         ask = ask._replace(size=blob.size)
         candidates, loads = ways.candidates(context, blob), context.memory.read_loads
         ranking = rank.rank(ask, candidates, outlooks, loads, context.policy.rank, now, context.rng)
         _count_exclusions(context, ranking)
         sources, excluded = ways.ranked_sources(context, ranking, outlooks), asked.excluded(ranking.excluded)
+        if not sources:
+            excluded += asked.excluded(ranking.elsewhere)
     count, parallel = request.get("count", 3), request.get("parallel", 1)
     ttl_seconds = admit.ticket_seconds(sources, context.policy.admit) if sources else 0.0
     plan = Plan(id, max(count, parallel), parallel, target, sources, excluded, ttl_seconds, sources)
@@ -336,7 +338,7 @@ def _plan(context: Context, asker: Asker, request: Mapping[str, Any], id: str, t
 
 
 def _count_exclusions(context: Context, ranking: rank.Ranking) -> None:
-    for exclusion in (*ranking.excluded, *ranking.hidden):
+    for exclusion in (*ranking.excluded, *ranking.hidden, *ranking.elsewhere):
         context.metrics.exclusion(exclusion.reason)
 
 

@@ -18,13 +18,16 @@ from broker.paths import IDLE
 from broker.service.context import Context
 from broker.service.places import describe
 
+_ELSEWHERE = (accept.Reason.NOT_MOUNTED, accept.Reason.PRIVATE)
+"""Why a path or a volume is nothing to a client, whatever else its request says."""
+
 
 class Way:
     """What reading from one store promises to clients of one site, with that store's load as it was when this was made."""
 
     __slots__ = (
-        "_basis", "_before", "_candidate", "_outlook", "active", "is_open", "prospect", "recorded", "shown", "slots", "store", "store_id",
-        "varies",
+        "_basis", "_before", "_candidate", "_outlook", "active", "is_handed", "is_open", "prospect", "recorded", "shown", "slots", "store",
+        "store_id", "varies",
     )  # fmt: skip
 
     def __init__(self, store: Store, candidate: accept.Candidate, outlook: rank.Outlook, loads: rank.Loads, policy: rank.Policy) -> None:
@@ -35,6 +38,7 @@ class Way:
         """Whether what it promises depends on the store's load."""
         self.is_open = accept.is_offered_to_all(candidate)
         """Whether an active replica there is offered to all."""
+        self.is_handed = candidate.handed
         self._candidate = candidate
         self._outlook = outlook
         self._basis = _json(outlook.basis)
@@ -43,11 +47,15 @@ class Way:
         self._before = before[1:] + seconds.removesuffix("0.0")
         self._take_load(loads, policy)
 
+    def against(self, ask: accept.Request) -> accept.Reason | None:
+        """What is against reading an active replica there, for a request that is not choosy."""
+        return accept.accept(ask, self._candidate, IDLE, 0.0)
+
     def at(self, loads: rank.Loads, policy: rank.Policy) -> Way:
         """The same way at another load. Sources of tickets under way keep this one: what is shown is what was recorded."""
         other = object.__new__(Way)
-        other.store_id, other.store, other.slots, other.varies, other.is_open = (
-            self.store_id, self.store, self.slots, self.varies, self.is_open,
+        other.store_id, other.store, other.slots, other.varies, other.is_open, other.is_handed = (
+            self.store_id, self.store, self.slots, self.varies, self.is_open, self.is_handed,
         )  # fmt: skip
         other._candidate, other._outlook, other._basis, other._before = self._candidate, self._outlook, self._basis, self._before
         other._take_load(loads, policy)
@@ -93,24 +101,35 @@ class Source:
         return f'{{"rank":{rank},"state":"{state}",{before}{self._told_seconds}{between}{self._told_weight},{read}}}'
 
 
-def plain_sources(context: Context, blob: CompactBlob, outlooks: rank.Outlooks) -> list[Source] | None:
+def plain_sources(context: Context, blob: CompactBlob, ask: accept.Request, outlooks: rank.Outlooks) -> list[Source] | None:
     """The blob's replicas in the order to try them, for a request that is not choosy; ``None`` when something may be against one of
-    them: nearly always nothing is, and then there is nothing to ask of each."""
+    them: nearly always nothing is, and then there is nothing to ask of each. What is mounted elsewhere is passed over."""
     if not blob.all_active:
         return None
     rows, known, loads = blob.replica_rows, outlooks.ways.get, context.memory.read_loads
     ways: list[Way] = []
     prospects: list[rank.Prospect] = []
+    passed: dict[str, accept.Reason] = {}
     for row in rows:
         found = known(row[0])
         if found is None or (found.varies and found.active != loads.get(found.store, IDLE).active):
             found = way(context, outlooks, row[0])
-        if found is None or not found.is_open:
+        if found is None:
             return None
+        if not found.is_open:
+            reason = found.against(ask) if found.is_handed else None
+            if reason not in _ELSEWHERE:
+                return None
+            passed[row[2]] = reason
+            continue
         ways.append(found)
         prospects.append(found.prospect)
     if not ways:
-        return []
+        return None if passed else []
+    if passed:
+        rows = tuple(row for row in rows if row[2] not in passed)
+        for reason in passed.values():
+            context.metrics.exclusion(reason)
     policy = context.policy.rank
     seconds, shares = rank.size_up(prospects, blob.size, policy)
     told = _numbers([*seconds, *shares])

@@ -48,10 +48,16 @@ class House:
         return Api(self.broker.url, self.session, self.token(role, site))
 
     async def offered(self, api: Api, **wishes: Any) -> tuple[dict[str, str], dict[str, str]]:
-        """The URLs of a ticket by store, and why others are not in it."""
+        """The URLs of a ticket by store, and why others are not in it. What is mounted elsewhere is told to who asks why, no ticket."""
         ticket = ok(await api.post("/v1/tickets", {"operation": "download", "blob": self.blob, **wishes}), 201)
         urls = {source["store"]: source["url"] for source in ticket["sources"]}
-        return urls, {each["store"]: each["reason"] for each in ticket["excluded"]}
+        why = ok(await api.post("/v1/tickets:explain", {"operation": "download", "blob": self.blob, **wishes}))
+        out, told = ({each["store"]: each["reason"] for each in found["excluded"]} for found in (why, ticket))
+        assert (told, set(urls)) == (
+            {store: reason for store, reason in out.items() if reason != "not-mounted"},
+            {each["store"] for each in why["candidates"]},
+        )
+        return urls, out
 
     async def register(self, key: str, content: bytes = CONTENT, **fields: Any) -> Any:
         """An agent's word on a file at the mount."""
@@ -135,6 +141,10 @@ async def test_an_agent_says_what_lies_there_and_only_who_is_there_is_told(house
     ok(await admin.patch("/v1/sites/eu%2Faz1", {"networks": ["127.0.0.0/8"]}, '"1"'))
     await house.broker.context.memory.catch_up()
     assert (await house.offered(house.api(), **FILE))[0]["nfs"] == url
+
+    # Where there is nothing else, a ticket tells it too.
+    nowhere = await house.api(site=ELSEWHERE).post("/v1/tickets", {"operation": "download", "blob": house.blob, **FILE, "avoid": ["disk"]})
+    assert {each["store"]: each["reason"] for each in nowhere.body["excluded"]} == {"disk": "avoided", "nfs": "not-mounted"}
 
     # A ticket that has it can be refreshed, and what an agent sees later counts.
     ticket = ok(await house.api(site=HERE).post("/v1/tickets", {"operation": "download", "blob": house.blob, **FILE}), 201)

@@ -318,7 +318,7 @@ def test_private_exclusions_are_kept_apart() -> None:
 
 
 def test_nothing_to_rank() -> None:
-    assert ranked() == ([], [], [])
+    assert ranked() == ([], [], [], [])
     assert ranked(replace(STORE, enabled=False)).sources == []
 
 
