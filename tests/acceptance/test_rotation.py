@@ -36,6 +36,8 @@ REFRESH = 1  # of the storeside and of broker-storeside-keys, as the tests start
 BROKERS_KNOW = 2 + 5  # the README's two seconds, on a busy machine
 DEAD_AFTER = dict.fromkeys(("disk", "nginx", "haproxy"), 2 + REFRESH + READING_SECONDS)
 DEAD_AFTER["haproxy"] += 5  # its reload, on a busy machine
+PAUSE_SECONDS = 0.1
+"""Between a client's tickets: a load, and no more of the machine than others need."""
 CONTENT = random.Random(3).randbytes(2000)
 
 
@@ -80,7 +82,7 @@ class Load:
                 self.issued.append(source)
             for source in draw.sample(self.issued, min(3, len(self.issued))):
                 await self.use(source, "old")
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def use(self, source: dict[str, Any], age: str) -> None:
         began, store, kid = time.monotonic(), source["store"], source["kid"]
@@ -198,7 +200,7 @@ async def keys_change_under_load(brokers: Brokers) -> None:
                             load.wrong.append(f"broker {at} answered {status} to a bearer token of a revoked key")
                 for sources in dead.values():
                     await load.use(random.choice(sources), "old")
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(PAUSE_SECONDS)
             load.stopped = True
         print(f"\nkeys that signed: {len(signed_with) + 1}; bearer tokens of the revoked key refused after {BROKERS_KNOW} s: {bearers}")
         for what, number in sorted(load.counts.items()):

@@ -25,6 +25,14 @@ REQUEST = {"operation": "upload", "image": {"name": "i"}, "size": len(CONTENT), 
 COMMIT = {"size": len(CONTENT), "digests": digests(CONTENT)}
 
 
+# Row by row, since a table that is truncated is a file made anew; without triggers, which would keep books on it.
+EMPTIED = (
+    "lfs_objects", "image_verdicts", "image_members", "copies", "replicas", "image_blobs", "images", "destinations", "uploads", "leases",
+    "tickets", "blobs",
+)  # fmt: skip
+EMPTY = "BEGIN; SET LOCAL session_replication_role = replica; " + "".join(f"DELETE FROM {table}; " for table in EMPTIED) + "COMMIT"
+
+
 class Killed(BaseException):
     """As kill -9: no clean-up of ours is run to any effect, since every further call dies too."""
 
@@ -111,7 +119,7 @@ async def test_killed_anywhere(desk: Desk, policy: dict[str, Any], goes_on: bool
         assert await db.fetchval("SELECT leased FROM slots WHERE direction = 'write'") == 0, last
         assert await db.fetchval("SELECT count(*) FROM deletions") == 0, last
         assert await db.fetchval("SELECT count(*) FROM images") == len(kept), last
-        await db.execute("TRUNCATE replicas, image_blobs, images, destinations, uploads, blobs, tickets, leases CASCADE")
+        await db.execute(EMPTY)
         await db.execute("UPDATE spaces SET taken = 0")
         store.objects.clear()
         last += 1

@@ -33,6 +33,10 @@ LATEST_SECONDS = 120.0
 """So long after the last round an expression may tell nothing yet: gauges are set every ten seconds."""
 
 
+ASK_SECONDS = 0.5
+"""Between two times that what tells nothing yet is asked again."""
+
+
 @dataclass(frozen=True)
 class Seen:
     expression: Expression
@@ -57,8 +61,14 @@ async def see(house: busy.House, watch: PrometheusPart) -> list[Seen]:
                 found[expression] = Seen(expression, watch.ask(rules.executable(expression, JOB)))
         return all(seen.samples for seen in found.values())
 
+    async def ask_again() -> bool:
+        if await asyncio.to_thread(ask):
+            return True
+        await asyncio.sleep(ASK_SECONDS)
+        return False
+
     with contextlib.suppress(AssertionError):
-        await until(lambda: asyncio.to_thread(ask), seconds=LATEST_SECONDS)
+        await until(ask_again, seconds=LATEST_SECONDS)
     waiter.cancel()
     return list(found.values())
 
