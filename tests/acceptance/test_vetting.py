@@ -315,6 +315,11 @@ def test_signatures_are_checked_by_us_and_by_nova_alike(house: House, tmp_path: 
     assert (said.exit_code, "has no signature" in said.output) == (1, True), said.output
     said = house.broker("image", "verify", good, "--certificate-dir", directory, "--tell", "--quiet")
     assert said.exit_code == 3, said.output
+    # what waits for approval is fetched by administrators alone
+    waiting = house.upload(content + b"?", properties=signature_of(content + b"?"), visibility="public")
+    for role, code in ((Role.SERVICE, 3), (Role.ADMIN, 0)):
+        said = house.broker("image", "verify", waiting, "--certificate-dir", directory, "--tell", "--quiet", role=role)
+        assert said.exit_code == code, said.output
 
     environment = {**os.environ, "TOKEN": house.brokers.token(), "TARGET": str(tmp_path / "image"), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
@@ -323,6 +328,26 @@ def test_signatures_are_checked_by_us_and_by_nova_alike(house: House, tmp_path: 
     )  # fmt: skip
     assert done.stdout.split() == [bad, "InvalidSignature", good, "booted"], done.stdout + done.stderr
     assert (tmp_path / "image").read_bytes() == content
+
+
+def test_glance_has_its_own_words_for_approval(house: House) -> None:
+    id = house.upload(CONTENT + b"reactivated", visibility="public")
+    owner, admin = house.glance(), house.glance(Role.ADMIN, "ops")
+    assert owner.images.get(id).status == "deactivated"
+    with pytest.raises(exc.HTTPForbidden, match="waits for an administrator's approval"):
+        owner.images.data(id)
+    with pytest.raises(exc.HTTPForbidden):
+        owner.images.reactivate(id)
+    admin.images.reactivate(id)
+    other = house.glance(project="other")
+    assert (owner.images.get(id).status, other.images.get(id).status) == ("active", "active")
+    owner.images.update(id, kernel_id=str(uuid4()))
+    assert owner.images.get(id).status == "deactivated"
+    admin.images.deactivate(id)
+    with pytest.raises(exc.HTTPForbidden, match="has rejected"):
+        owner.images.data(id)
+    with pytest.raises(exc.HTTPNotFound):
+        other.images.get(id)
 
 
 def test_an_image_is_proposed_and_approved_from_the_command_line(house: House) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -196,6 +197,21 @@ async def test_a_signature_counts_for_the_properties_and_the_bytes_that_were_loo
     await tell(SERVICE, True, signature={**SIGNATURE, "img_signature": "new"})
     await decide(registry, ADMIN, id, "approved")
     assert await shown(registry, id) == ("active", "approved")
+
+
+async def test_an_image_that_changes_while_it_is_approved_is_not_approved(registry: Registry) -> None:
+    """Whichever comes first: the change makes it wait again, or the approval is refused."""
+    for turn in range(5):
+        id = await proposed(registry)
+        version = await version_of(registry, id)
+        change = {"properties": {"os_command_line": f"init=/bin/sh {turn}"}}
+        outcomes = await asyncio.gather(
+            images.change_image(registry.context, ALICE, id, None, change),
+            vetting.decide_vetting(registry.context, ADMIN, id, version, {"decision": "approved"}),
+            return_exceptions=True,
+        )
+        changed = (await images.get_image(registry.context, ADMIN, id)).body
+        assert ("os_command_line" in changed["properties"], changed["status"]) in ((True, "pending"), (False, "active")), outcomes
 
 
 async def test_only_the_last_verdicts_are_kept(registry: Registry) -> None:
