@@ -14,6 +14,7 @@ POST    … upl         body ``{"parts": [{"offset", "length", "sha256"?, "md5"?
 DELETE  … upl         gives the upload up (204)
 GET     sub …:list    ``/.broker/objects``: the objects' paths (`broker.storeside.listing`)
 GET     none          ``/healthz``
+OPTIONS none          where the operator names origins: whether a page of one may go on (`broker.storeside.cors`)
 ======  ============  ========================================================================================================
 
 The token stands in ``?token=`` or ``Authorization: Bearer``, once. Errors are RFC 9457 objects. Metadata comes and goes as
@@ -44,6 +45,7 @@ from broker.claims import TransferToken
 from broker.model import DIGEST_HEX_LENGTH, MAX_BLOB_SIZE
 from broker.storeside import listing
 from broker.storeside.conditional import Conditions, http_date
+from broker.storeside.cors import Cors
 from broker.storeside.counted import Counted
 from broker.storeside.disk import MAX_METADATA_BYTES, Found, Record, Tree
 from broker.storeside.gate import Gate
@@ -74,8 +76,9 @@ _log = logging.getLogger("broker.storeside")
 class Application:
     """Answers requests on the objects of `tree` that `gate` lets in."""
 
-    def __init__(self, tree: Tree, gate: Gate, limits: Limits, counted: Counted) -> None:
+    def __init__(self, tree: Tree, gate: Gate, limits: Limits, counted: Counted, cors: Cors | None = None) -> None:
         self._tree = tree
+        self._cors = cors or Cors()
         self._uploads = Uploads(tree)
         self._used = Used(tree.used)
         self._gate = gate
@@ -121,11 +124,23 @@ class Application:
             refused = Refused(500, "the store failed")
         else:
             self._counted.answered(request.method, response.status)
-            return response
+            return self._readable(request, response)
         self._counted.answered(request.method, refused.status, refused)
-        return problem(refused)
+        return self._readable(request, problem(refused))
+
+    def _readable(self, request: web.BaseRequest, response: web.StreamResponse) -> web.StreamResponse:
+        """The answer, for the page that asked to read it; an object's has begun already."""
+        if not response.prepared:
+            response.headers.update(self._cors.fields(request.headers))
+        return response
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        allowed = self._cors.preflight(request.method, request.headers)
+        if allowed is not None:
+            response = plain(204, headers=allowed)
+            if request.body_exists:
+                response.force_close()
+            return response
         if request.method not in ("GET", "HEAD", "PUT", "POST", "DELETE"):
             raise Refused(405, "no such method", {"Allow": "GET, HEAD, PUT, POST, DELETE"})
         path, query = read_target(request.raw_path)
@@ -159,6 +174,7 @@ class Application:
             if not conditions.check(request.method, found.etag, found.modified_at):
                 return plain(304, headers={"ETag": found.etag, "Last-Modified": http_date(found.modified_at)})
             headers = _told(found) | {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream", "Server": SERVER}
+            headers |= self._cors.fields(request.headers)
             # RFC 9110 section 14.2: Range is for GET alone, so HEAD tells of the whole.
             span = None if request.method == "HEAD" else conditions.span(found.etag, found.size)
             first, count = (0, found.size) if span is None else span

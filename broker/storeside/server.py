@@ -24,6 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from broker.storeside.application import Application, plain
 from broker.storeside.connection import Server
+from broker.storeside.cors import Cors, is_origin
 from broker.storeside.counted import Counted
 from broker.storeside.disk import Tree
 from broker.storeside.gate import Gate
@@ -52,6 +53,7 @@ class Options:
     tls: tuple[Path, Path] | None = None
     grace_seconds: float = 30.0
     limits: Limits = field(default_factory=Limits)
+    cors: Cors = field(default_factory=Cors)
 
 
 async def serve(tree: Tree, keys: KeySource, options: Options) -> None:
@@ -69,7 +71,7 @@ async def serve(tree: Tree, keys: KeySource, options: Options) -> None:
     logging.getLogger("aiohttp").setLevel(logging.CRITICAL + 1)
     counted = Counted(keys, tree.root)
     gate = Gate(keys, audience=options.audience, issuer=options.issuer)
-    application = Application(tree, gate, options.limits, counted)
+    application = Application(tree, gate, options.limits, counted, options.cors)
     connections = Server(application, options.limits, counted, handshakes=context is not None)
     runner = web.ServerRunner(connections, shutdown_timeout=_LAST_SECONDS)
     watched = web.ServerRunner(web.Server(_Watch(keys, counted), access_log=None), shutdown_timeout=_LAST_SECONDS)
@@ -155,6 +157,12 @@ def _address(_context: click.Context, _parameter: click.Parameter, text: str | N
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
+def _origins(_context: click.Context, _parameter: click.Parameter, origins: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(is_origin(origin) for origin in origins):
+        raise click.BadParameter("must be http(s)://HOST[:PORT], in lower case and without a slash at the end")
+    return origins
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.option(
     "--root",
@@ -195,6 +203,13 @@ def _address(_context: click.Context, _parameter: click.Parameter, text: str | N
 @click.option("--metrics", metavar="HOST:PORT", callback=_address, help="Where /metrics and /healthz are. By default nowhere.")
 @click.option(
     "--tls-cert", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificate chain (PEM). SIGHUP reads it again."
+)
+@click.option(
+    "--cors-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    callback=_origins,
+    help="http(s)://HOST[:PORT] whose pages browsers let read; may be given several times. By default nobody's.",
 )
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its private key (PEM).")
 @click.option(
@@ -245,6 +260,7 @@ def main(
     metrics: Address | None,
     tls_cert: Path | None,
     tls_key: Path | None,
+    cors_origin: tuple[str, ...],
     **limits: Any,
 ) -> None:
     """Serve the files under a directory to holders of transfer tokens.
@@ -267,7 +283,7 @@ def main(
     _many_files()
     try:
         keys = KeySource(jwks, refresh_seconds=refresh, keep_seconds=keep)
-        asyncio.run(serve(tree, keys, Options(listen, audience, issuer, metrics, tls, grace, Limits(**limits))))
+        asyncio.run(serve(tree, keys, Options(listen, audience, issuer, metrics, tls, grace, Limits(**limits), Cors(cors_origin))))
     except ssl.SSLError:
         raise click.ClickException("the certificate and its key cannot be read, or do not belong together") from None
     except OSError as error:
