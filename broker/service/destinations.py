@@ -35,10 +35,17 @@ class Ranked(NamedTuple):
 
 
 async def rank_stores(
-    context: Context, client: Client, request: Mapping[str, Any], target: Target, *, declared_at_once: bool = False
+    context: Context,
+    client: Client,
+    request: Mapping[str, Any],
+    target: Target,
+    *,
+    declared_at_once: bool = False,
+    failed_until: Mapping[str, float] | None = None,
 ) -> Ranked:
     """Accept or exclude each store, and put those accepted in the order to try them; with ``whole`` in the request only those that can
-    be written in one PUT. `declared_at_once`: the commit will declare no digest that is not in `target`.
+    be written in one PUT. `declared_at_once`: the commit will declare no digest that is not in `target`. `failed_until`: what
+    `Memory.failures_of` says of the client, where it was asked already.
 
     Raises `Invalid`, `NoDestination`, `TooLarge`.
     """
@@ -68,7 +75,7 @@ async def rank_stores(
         schemes=frozenset(request.get("schemes", ())),
         digests=frozenset(target.digests),
         needs_digest=needs_digest,
-        failed_until=await context.memory.failures_of(client.name),
+        failed_until=await context.memory.failures_of(client.name) if failed_until is None else failed_until,
     )
     now = context.clock()
     outlooks = context.memory.outlooks(Direction.WRITE, ask.site, policy.rank, now)

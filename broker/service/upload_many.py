@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -93,8 +93,9 @@ async def upload_many(
         raise errors.Forbidden("The role reader may not upload.")
     ids = new_ids(len(wanted), context.clock())
     asks: list[_Ask] = []
+    failed_until = await context.memory.failures_of(client.name)
     for id, each in zip(ids, wanted, strict=True):
-        asks.append(await _rank(context, client, UUID(id), each))
+        asks.append(await _rank(context, client, UUID(id), each, failed_until))
         if len(asks) % STRETCH == 0:  # whoever waits for the processor has a turn
             await asyncio.sleep(0)
     await _admit(context, client, [ask for ask in asks if ask.result is None], at_once)
@@ -114,9 +115,11 @@ async def upload_many(
 # -- where to
 
 
-async def _rank(context: Context, client: Client, id: UUID, wanted: Wanted) -> _Ask:
+async def _rank(context: Context, client: Client, id: UUID, wanted: Wanted, failed_until: Mapping[str, float]) -> _Ask:
     try:
-        ranked = await destinations.rank_stores(context, client, {"whole": True}, wanted.target, declared_at_once=True)
+        ranked = await destinations.rank_stores(
+            context, client, {"whole": True}, wanted.target, declared_at_once=True, failed_until=failed_until
+        )  # fmt: skip
     except errors.BrokerError as error:
         return _Ask(id, wanted, [], [], error)
     best = sorted(ranked.places, key=lambda place: place.store_id in wanted.avoid)  # stable: else as they were ranked
