@@ -20,7 +20,7 @@ from tests.parts.broker import Api, Reply
 from tests.parts.cluster import Cluster, digests, new_upload, ok, put, register, s3_client, s3_store, said, send, settle
 
 _numbers = itertools.count(1)
-COUNTED = ("sites", "stores", "images", "blobs", "replicas", "tickets", "uploads", "destinations", "leases", "reports")
+COUNTED = ("sites", "stores", "images", "blobs", "replicas", "tickets", "uploads", "destinations", "leases", "reports", "copies")
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,18 @@ async def _replica(scene: Scene) -> Request:
     return "member", path, {"store": "weed", "key": key}, {"store": "weed", "key": key, "deletable": True}
 
 
+async def _adopted(scene: Scene) -> Request:
+    key = f"demo/{uuid4().hex}"
+    s3_client(scene.cluster.weed).put_object(Bucket=scene.cluster.weed.bucket, Key=key, Body=os.urandom(1200))
+    path, body = f"/v1/images/{scene.made['image']}/blobs", {"format": "iso", "store": "weed", "key": key}
+    return "member", path, body, {**body, "format": "vmdk"}
+
+
+async def _copy(scene: Scene) -> Request:
+    body = {"image": scene.made["image"], "store": "disk"}
+    return "member", "/v1/copies", body, {**body, "purpose": "cache"}
+
+
 async def _store(scene: Scene) -> Request:
     name = f"store-{next(_numbers)}"
     settings = {"bucket": scene.cluster.weed.bucket, "region": scene.cluster.weed.region, "prefix": f"{name}/"}
@@ -150,6 +162,8 @@ POSTS: dict[str, tuple[str, Callable[[Scene], Awaitable[Request]]]] = {
     "commit": ("commitUpload", _commit),
     "image": ("createImage", _image),
     "replica": ("registerReplica", _replica),
+    "adopted": ("adoptObject", _adopted),
+    "copy": ("createCopy", _copy),
     "store": ("createStore", _store),
     "probe": ("probeStore", _probe),
     "rotation": ("rotateKeys", _rotation),
@@ -165,11 +179,21 @@ def lasting(value: Any) -> Any:
     return [lasting(entry) for entry in value] if isinstance(value, list) else value
 
 
+UNKEYED = {
+    "createTickets",  # each of its tickets is taken for itself
+    "explainTicket",  # makes nothing
+    "addMember",  # who is one already stays one: 409
+    "tellVerdict",  # the last one counts, and it is the same
+    "takeCopy",  # what nobody tells of is given to another agent after a while
+    "reportCopy",  # what has been told is told
+}
+"""Operations without a key, and why they need none."""
+
+
 def test_every_post_is_tried() -> None:
-    """A batch takes no key: each of its tickets is taken for itself. An explanation makes nothing."""
     posts = [operation for operation in contract.NATIVE.operations() if operation.method == "POST"]
     keyed = {post.id for post in posts if any(parameter.name == "Idempotency-Key" for parameter in post.of("header"))}
-    assert {post.id for post in posts} - keyed == {"createTickets", "explainTicket"}
+    assert {post.id for post in posts} - keyed == UNKEYED
     assert {operation for operation, _ in POSTS.values()} == keyed
 
 
