@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
+from keyword import iskeyword
 from typing import NoReturn
 
 import click
@@ -30,8 +31,9 @@ COMMANDS = {
     "migrate": "Bring the database's schema up to date.",
     "check": "Compare the catalogue's counts with its rows.",
     "rebuild": "Make a lost catalogue again from the stores.",
+    "import": "Take over the images of a Glance.",
 }
-"""Name to summary. Command NAME is ``command`` in `broker.cli.NAME`."""
+"""Name to summary. Command NAME is ``command`` in `broker.cli.NAME`, or `broker.cli.NAME_` where NAME is a word of Python's."""
 
 EPILOG = """\b
 First steps:
@@ -57,14 +59,18 @@ Exit codes:
 """
 
 
+def _module(name: str) -> str:
+    return f"broker.cli.{name}_" if iskeyword(name) else f"broker.cli.{name}"
+
+
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for name in COMMANDS if find_spec(f"broker.cli.{name}") is not None]
+        return [name for name in COMMANDS if find_spec(_module(name)) is not None]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):
             return None
-        command: click.Command = import_module(f"broker.cli.{name}").command
+        command: click.Command = import_module(_module(name)).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

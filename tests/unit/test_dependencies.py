@@ -7,6 +7,7 @@ Known vulnerabilities are not looked for here: a list of them would be old the d
 from __future__ import annotations
 
 import ast
+import configparser
 import re
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,13 @@ def declared() -> set[str]:
     return {canonicalize_name(requirement.name) for requirement in needs(OURS)}
 
 
+def optional(extra: str) -> set[str]:
+    """What an extra of ours adds for a command that says so when it is missing."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    return {canonicalize_name(Requirement(line).name) for line in settings["options.extras_require"][extra].split("\n") if line}
+
+
 def imported() -> dict[str, set[str]]:
     """The distributions that modules of the package import at all, and where."""
     providers = metadata.packages_distributions()
@@ -75,7 +83,7 @@ def imported() -> dict[str, set[str]]:
 
 def test_every_import_is_declared() -> None:
     undeclared = {name: files for name, files in imported().items() if name not in declared()}
-    assert undeclared == {}
+    assert undeclared == {key: {"broker/cli/glance_source.py"} for key in optional("openstack")}
 
 
 def test_everything_declared_is_imported() -> None:
