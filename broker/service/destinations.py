@@ -20,6 +20,7 @@ from broker.service import asked, parts, promises
 from broker.service.context import Context
 from broker.service.parties import party_of
 from broker.service.targets import Target
+from broker.stores.registry import is_handed
 
 HAS_REPLICA = "has-replica"
 NO_CAPACITY = "no-capacity"
@@ -55,6 +56,9 @@ async def rank_stores(
     cuts: dict[str, parts.Cut] = {}
     excluded: list[dict[str, str]] = []
     for store in context.memory.stores().values():
+        if is_handed(store.kind) and store.name not in request.get("only", ()):
+            context.metrics.exclusion(accept.Reason.NOT_WRITABLE)  # nobody would expect it: there may be one on every host
+            continue
         reason = _against(context, store, target, cuts, whole=request.get("whole", False), declared_at_once=declared_at_once)
         if reason is None:
             candidates.append(

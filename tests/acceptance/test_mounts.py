@@ -91,8 +91,10 @@ async def house(database: str, tmp_path: Path) -> AsyncIterator[House]:
         ):
             ok(await admin.post("/v1/stores", store), 201)
         member = house.api()
+        refused = (await member.post("/v1/tickets", new_upload(CONTENT, only=["nfs"]))).body["excluded"]
+        assert {each["store"]: each["reason"] for each in refused} == {"nfs": "not-writable", "disk": "avoided"}
         ticket = ok(await member.post("/v1/tickets", new_upload(CONTENT)), 201)
-        assert {each["store"]: each["reason"] for each in ticket["excluded"]} == {"nfs": "not-writable"}
+        assert ticket["excluded"] == []
         assert await send(session, ticket["destinations"][0], CONTENT) == 201
         house.blob = ok(await member.post(f"/v1/tickets/{ticket['id']}/commit", said(CONTENT)))["blob"]["id"]
         yield house
