@@ -15,7 +15,7 @@ from broker.client.api import Broker
 from broker.units import seconds_text, size_text
 
 _FILTERS = {
-    "images": ("name", "visibility", "status", "project", "format"),
+    "images": ("name", "visibility", "status", "project", "format", "member_status"),
     "stores": ("site", "kind"),
     "replicas": ("store", "purpose", "state"),
     "copies": ("purpose", "state"),
@@ -31,6 +31,10 @@ _FILTERS = {
 @click.option("--status", type=click.Choice(["queued", "pending", "active", "deactivated"]), help="Images in this status.")
 @click.option("--project", help="Images of this project.")
 @click.option("--format", help="Images that have this format.")
+@click.option(
+    "--member-status", type=click.Choice(["pending", "accepted", "rejected", "all"]),
+    help="Images that are shared with your project: by its answer; accepted ones by default.",
+)  # fmt: skip
 @click.option("--site", help="Stores or paths at this site.")
 @click.option("--kind", help="Stores of this kind.")
 @click.option("--store", help="Replicas or paths of this store.")
@@ -42,7 +46,7 @@ def command(connection: Connection, what: str, as_json: bool, **filters: str | N
     """List WHAT: images (the default), stores, replicas, copies, sites or paths. Off a terminal, columns are parted by tabs."""
     given = {name: value for name, value in filters.items() if value is not None}
     for name in given.keys() - set(_FILTERS[what]):
-        raise click.UsageError(f"--{name} is no filter for {what}")
+        raise click.UsageError(f"--{name.replace('_', '-')} is no filter for {what}")
     exits.run(_list(connection, what, given, as_json))
 
 

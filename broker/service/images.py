@@ -24,7 +24,7 @@ from broker.catalog.connect import reachable
 from broker.catalog.image_search import Search
 from broker.catalog.replicas import ReplicaRecord
 from broker.catalog.transaction import transaction
-from broker.model import Blob, BlobState, Client, Exposure, Image, ImageStatus, ReplicaState, Role, Vetting, Visibility
+from broker.model import Blob, BlobState, Client, Exposure, Image, ImageStatus, MemberStatus, ReplicaState, Role, Vetting, Visibility
 from broker.service import vetting
 from broker.service.context import Context
 from broker.service.idempotency import Claim
@@ -52,9 +52,16 @@ async def list_images(context: Context, client: Client, query: Mapping[str, Any]
         status=ImageStatus(query["status"]) if "status" in query else None,
         owner=query.get("project"),
         format=query.get("format"),
+        member_status=_answered(query),
     )
     known = await blobs.summaries(context.db, {blob for image in found for blob in image.blobs.values()})
     return render_page("images", found, limit, lambda image: _render(image, known), lambda image: str(image.id))
+
+
+def _answered(query: Mapping[str, Any]) -> MemberStatus | None:
+    """What must have been said to images that are shared with who asks; ``None``: anything."""
+    given = query.get("member_status", MemberStatus.ACCEPTED.value)
+    return None if given == "all" else MemberStatus(given)
 
 
 async def search_images(context: Context, client: Client, wanted: Search) -> dict[str, Any]:

@@ -103,7 +103,9 @@ async def test_a_member_reads_whatever_it_answered_and_lists_what_it_accepted(re
     assert not await reads(BOB)
     await members.add_member(context, ALICE, id, "q")
     assert await reads(BOB)
-    assert await listed(registry, BOB) == set()
+    assert await listed(registry, BOB) == await listed(registry, BOB, member_status="rejected") == set()
+    assert await listed(registry, BOB, member_status="pending") == await listed(registry, BOB, member_status="all") == {str(id)}
+    assert await listed(registry, CAROL, member_status="all") == set()
     for status in (MemberStatus.REJECTED, MemberStatus.ACCEPTED):
         await members.answer_member(context, BOB, id, "q", status)
         assert await reads(BOB)
