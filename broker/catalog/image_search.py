@@ -5,7 +5,7 @@ Rules
   ordered by its instant and its id, so that no image is met twice or left out while none changes.
 - Whoever asks finds what `broker.permit.lists_image` says, and community images of others only when that visibility, or all, is asked
   for.
-- Formats, size and digests are those of the image's main blob: of the format that was declared, else of the first that has bytes.
+- Formats and size are those of the image's main blob: of the format that was declared, else of the first that has bytes.
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ _FIELDS: Mapping[str, _Field] = {
     "disk_format": _Field("coalesce(i.disk_format, m.format)", "text", "''"),
     "container_format": _Field("coalesce(i.container_format, CASE WHEN m.format IS NOT NULL THEN 'bare' END)", "text", "''"),
     "size": _Field("m.size", "bigint", "-1"),
-    "md5": _Field("m.digests ->> 'md5'", "text"),
-    "strongest": _Field("coalesce(m.digests ->> 'sha512', m.digests ->> 'sha256')", "text"),
     "min_disk": _Field("i.min_disk", "integer"),
     "min_ram": _Field("i.min_ram", "integer"),
     "protected": _Field("i.protected", "boolean"),
@@ -48,12 +46,19 @@ _FIELDS: Mapping[str, _Field] = {
     "created_at": _Field("date_trunc('second', i.created_at)", "timestamptz"),
     "updated_at": _Field("date_trunc('second', i.updated_at)", "timestamptz"),
 }
-SEARCHED = frozenset(_FIELDS)
-"""Fields that a condition may be about. ``md5`` and ``strongest`` are digests: ``strongest`` is SHA-512, else SHA-256."""
+_DIGESTS: Mapping[str, str] = {
+    "md5": "b.digests ->> 'md5' = {digest}",
+    "sha": "b.digests ->> 'sha512' = {digest} OR b.digests ->> 'sha256' = {digest}",
+}
+_WITH_DIGEST = """i.id = ANY (ARRAY (SELECT ib.image_id FROM image_blobs ib JOIN blobs b ON b.id = ib.blob_id
+    WHERE b.state = 'active' AND ({which})))"""
+
+SEARCHED = frozenset((*_FIELDS, *_DIGESTS))
+"""Fields that a condition may be about. ``md5`` and ``sha`` (SHA-512 or SHA-256) are equal to a digest of any of the image's blobs."""
 
 SORTED = frozenset(("id", "name", "status", "disk_format", "container_format", "size", "created_at", "updated_at"))
 
-_FROM = """FROM images i LEFT JOIN LATERAL (
+_MAIN_BLOB = """LEFT JOIN LATERAL (
     SELECT ib.format, b.size, b.digests FROM image_blobs ib JOIN blobs b ON b.id = ib.blob_id
     WHERE ib.image_id = i.id AND b.state = 'active' ORDER BY ib.format IS DISTINCT FROM i.disk_format, ib.format LIMIT 1) m ON true"""
 
@@ -109,14 +114,17 @@ async def search(db: Any, wanted: Search, project: str, *, everything: bool) -> 
     listed = _listed(wanted, project, everything, values)
     order = [*wanted.sort, *((name, True) for name in ("created_at", "id") if name not in dict(wanted.sort))]
     where = [listed, *_fitting(wanted, values)]
+    by = ", ".join(f"{_sorted(name)} {'DESC' if descending else 'ASC'}" for name, descending in order)
+    images = "FROM images i"
+    if any("m." in used for used in (by, *where[1:])):  # looked up for every image, so only where it is needed
+        images += f" {_MAIN_BLOB}"
     before = beside = ""
     if wanted.marker is not None:
         marked = ", ".join(f"{_sorted(name)} AS k{index}" for index, (name, _) in enumerate(order))
-        before = f"WITH mark AS (SELECT {marked} {_FROM} WHERE i.id = {values.add(wanted.marker)} AND {listed}) "
+        before = f"WITH mark AS (SELECT {marked} {images} WHERE i.id = {values.add(wanted.marker)} AND {listed}) "
         beside = "CROSS JOIN mark"
         where.append(_after(order))
-    by = ", ".join(f"{_sorted(name)} {'DESC' if descending else 'ASC'}" for name, descending in order)
-    statement = f"{before}SELECT i.id {_FROM} {beside} WHERE {' AND '.join(where)} ORDER BY {by} LIMIT {values.add(wanted.limit)}"
+    statement = f"{before}SELECT i.id {images} {beside} WHERE {' AND '.join(where)} ORDER BY {by} LIMIT {values.add(wanted.limit)}"
     with reachable():
         rows = await db.fetch(statement, *values.given)
         if not rows and wanted.marker is not None and not await _is_listed(db, wanted, project, everything):
@@ -127,8 +135,8 @@ async def search(db: Any, wanted: Search, project: str, *, everything: bool) -> 
 async def _is_listed(db: Any, wanted: Search, project: str, everything: bool) -> bool:
     values = _Values()
     listed = _listed(wanted, project, everything, values)
-    found: bool = await db.fetchval(f"SELECT EXISTS (SELECT {_FROM} WHERE i.id = {values.add(wanted.marker)} AND {listed})", *values.given)
-    return found
+    statement = f"SELECT true FROM images i WHERE i.id = {values.add(wanted.marker)} AND {listed}"  # noqa: S608 - values are parameters
+    return await db.fetchval(statement, *values.given) is not None
 
 
 def _listed(wanted: Search, project: str, everything: bool, values: _Values) -> str:
@@ -150,6 +158,9 @@ def _fitting(wanted: Search, values: _Values) -> list[str]:
     """The conditions."""
     found = []
     for name, comparison, value in wanted.conditions:
+        if name in _DIGESTS:
+            found.append(_WITH_DIGEST.format(which=_DIGESTS[name].format(digest=values.add(value))))
+            continue
         sql, type, _ = _FIELDS[name]
         if comparison == "in":
             found.append(f"{sql} = ANY ({values.add(value)}::{type}[])")

@@ -117,3 +117,6 @@ CREATE TABLE lfs_objects (
 
 -- The digests that every URL for a single PUT to this place bound; NULL while there is none (broker/catalog/uploads.py).
 ALTER TABLE destinations ADD COLUMN bound text[];
+
+-- Lists of images, newest first (broker/catalog/image_search.py).
+CREATE INDEX images_by_creation ON images (created_at, id);

@@ -36,7 +36,7 @@ def at(*when: int) -> datetime:
         ({"disk_format": "in:raw,qcow2"}, ("disk_format", "in", ["raw", "qcow2"])),
         ({"owner": "in:a"}, ("project", "eq", "in:a")),
         ({"checksum": "ab"}, ("md5", "eq", "ab")),
-        ({"os_hash_value": "cd"}, ("strongest", "eq", "cd")),
+        ({"os_hash_value": "cd"}, ("sha", "eq", "cd")),
         ({"size": "5"}, ("size", "eq", 5)),
         ({"size_min": "5"}, ("size", "gte", 5)),
         ({"size_max": "-5"}, ("size", "lte", -5)),

@@ -446,6 +446,12 @@ async def test_over_http(fake: FakeKeystone, database: str, session: aiohttp.Cli
         assert (scoped.status, scoped.body["detail"]) == (403, "The token is not scoped to a project.")
         both = await api.as_(broker.token()).get("/v1/images", X_Auth_Token="good")
         assert (both.status, both.body["field"]) == (400, "X-Auth-Token")
+        own = broker.token()
+        forged = own[:-8] + "AAAAAAAA"
+        for token, answer in ((own, 200), (forged, 401)):  # a bearer token of ours is nobody else's to know
+            assert (await api.get("/v2/images", X_Auth_Token=token)).status == answer
+            assert fake.asked[token] == 0
+        assert (await api.get("/v2/images", X_Auth_Token="bad")).body["error"]["code"] == 401
         fake.behaviour = "down"
         away = await api.get("/v1/images", X_Auth_Token="other")
         assert (away.status, away.body["type"], away.headers["Retry-After"]) == (503, "/problems/unavailable", "1")

@@ -27,7 +27,7 @@ PATH = "/v2/images"
 SORT_KEYS = ("name", "status", "container_format", "disk_format", "size", "id", "created_at", "updated_at")
 
 _LISTS = ("name", "id", "status", "container_format", "disk_format")
-_EQUAL = {"owner": "project", "checksum": "md5", "os_hash_value": "strongest"}
+_EQUAL = {"owner": "project", "checksum": "md5", "os_hash_value": "sha"}
 _NUMBERS = ("size", "min_disk", "min_ram")
 _BOUNDS: Mapping[str, Comparison] = {"": "eq", "_min": "gte", "_max": "lte"}
 _FLAGS = ("protected",)
