@@ -6,25 +6,31 @@ Stores and blobs are rows in the catalogue; the stores' credentials are made up,
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from yarl import URL
 
 from broker.model import new_id
 from broker.web.drs.handlers import MAX_BULK
 from tests.parts.broker import Api, Reply, RunningBroker, broker_on
+from tests.parts.condition import until
+from tests.parts.postgres import Postgres
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 BASE = "/ga4gh/drs/v1"
 OBJECTS = f"{BASE}/objects"
 ISSUER = "https://id.example.org"
 DIGESTS = {"sha256": "ab" * 32, "md5": "cd" * 16}
+_numbers = itertools.count(1)
 SETTINGS = {"auth": {"issuers": [{"issuer": ISSUER, "audience": "broker"}]}}
 
 
@@ -42,7 +48,8 @@ class Desk:
         id = await self.sql(
             """INSERT INTO stores (name, kind, site, endpoint, settings, credential, abilities, exposure, enabled)
                VALUES ($1, 's3', 'eu/az1', $2, $3, 's3', $4, $5, $6) RETURNING id""",
-            name, f"https://{name}.example", {"bucket": "images"}, {"reads": True, "observes": ["sha256"]}, exposure, enabled,
+            f"{name}-{next(_numbers)}", f"https://{name}.example", {"bucket": "images"}, {"reads": True, "observes": ["sha256"]},
+            exposure, enabled,
         )  # fmt: skip
         await self.sql("INSERT INTO slots (store_id, direction, slots) VALUES ($1, 'read', $2), ($1, 'write', NULL)", id, slots)
         await self.sql("INSERT INTO spaces (store_id) VALUES ($1)", id)
@@ -79,9 +86,11 @@ class Desk:
         return await self.api.post(OBJECTS, {"bulk_object_ids": ids, **more})
 
 
-@pytest.fixture
-async def desk(database: str, tmp_path: Path) -> AsyncIterator[Desk]:
-    async with broker_on(database, tmp_path, SETTINGS) as broker, aiohttp.ClientSession() as session:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def desk(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Desk]:
+    """One for all tests of this file, each with stores and blobs of its own."""
+    place = tmp_path_factory.mktemp("drs")
+    async with broker_on(postgres.create(), place, SETTINGS) as broker, aiohttp.ClientSession() as session:
         broker.credential("s3", {"access_key": "AKIDTEST", "secret_key": "not-very-secret"})
         desk = Desk(broker, Api(broker.url, session, broker.token()))
         await desk.sql("INSERT INTO sites (path) VALUES ('eu/az1')")
@@ -116,7 +125,7 @@ async def test_objects(desk: Desk) -> None:
     assert {method["access_id"] for method in shown["access_methods"]} == {await desk.replica(blob, store) for store in stores[:2]}
     for method in shown["access_methods"]:  # nothing is signed before it is asked for
         assert method == {"type": "https", "access_id": method["access_id"], "region": "eu/az1"}
-    assert await desk.sql("SELECT count(*) FROM tickets") == 0
+    assert await desk.sql("SELECT count(*) FROM tickets WHERE blob_id = $1", UUID(blob)) == 0
 
 
 async def test_an_image_with_several_formats_is_a_bundle(desk: Desk) -> None:
@@ -150,9 +159,22 @@ async def test_what_is_no_object(desk: Desk) -> None:
     withheld = await desk.image(status="deactivated", raw=blob)  # M16
     assert error(await desk.api.get(f"{OBJECTS}/{withheld}"), 403)
     assert error(await desk.api.get(f"{OBJECTS}/{blob}"), 404)
+    await desk.sql("UPDATE images SET vetting = 'pending' WHERE id = $1", UUID(withheld))  # what nobody approved is shown to nobody
+    fresh = await desk.blob(await desk.store("b"))
+    shared = await desk.image(visibility="private", raw=fresh)
+    await desk.sql("UPDATE images SET shared = true WHERE id = $1", UUID(shared))
+    for id in (withheld, shared, fresh):
+        await until(lambda id=id: _is(desk, id, 404))
+    await desk.sql("INSERT INTO image_members (image_id, project) VALUES ($1, 'demo')", UUID(shared))
+    for id in (shared, fresh):
+        await until(lambda id=id: _is(desk, id, 200))
     assert error(await desk.api.get(f"{OBJECTS}/{await desk.image()}"), 404) == "The image has no bytes yet."
     for bytes_of in (await desk.blob(size=None), await desk.blob(digests={})):
         assert error(await desk.api.get(f"{OBJECTS}/{await desk.image(raw=bytes_of)}"), 404)
+
+
+async def _is(desk: Desk, id: str, status: int) -> bool:
+    return (await desk.api.get(f"{OBJECTS}/{id}")).status == status
 
 
 async def test_access(desk: Desk) -> None:
