@@ -91,6 +91,9 @@ class NewUpload:
     digests: Digests
     makes_image: bool
     ttl_seconds: float
+    carrier: bytes | None = None
+    """SHA-256 of the secret that whoever carries the bytes is known by, where that is not the client itself."""
+    staged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +182,11 @@ async def create(connection: Any, upload: NewUpload, places: Sequence[NewDestina
     """Write an upload and its destinations, in a transaction that has written blob and image. Raises `asyncpg.UniqueViolationError`."""
     with reachable():
         await connection.execute(
-            "INSERT INTO uploads (id, blob_id, image_id, format, purpose, project, subject, size, digests, makes_image, expires_at)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, clock_timestamp() + make_interval(secs => $11))",
+            "INSERT INTO uploads (id, blob_id, image_id, format, purpose, project, subject, size, digests, makes_image, expires_at,"
+            " carrier, staged)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, clock_timestamp() + make_interval(secs => $11), $12, $13)",
             upload.id, upload.blob_id, upload.image_id, upload.format, upload.purpose.value, upload.project, upload.subject,
-            upload.size, dict(upload.digests), upload.makes_image, upload.ttl_seconds,
+            upload.size, dict(upload.digests), upload.makes_image, upload.ttl_seconds, upload.carrier, upload.staged,
         )  # fmt: skip
         await connection.executemany(
             "INSERT INTO destinations (upload_id, store_id, rank, state, staging_key, final_key, part_size, estimate)"
@@ -253,12 +257,6 @@ async def touch(db: Any, id: UUID, ttl_seconds: float, most_seconds: float) -> f
             id, ttl_seconds, most_seconds,
         )  # fmt: skip
     return None if at is None else float(at)
-
-
-async def carry(db: Any, id: UUID, carrier: bytes, *, staged: bool) -> None:
-    """Note who carries the bytes: the SHA-256 of the secret by which the carrier is known. `staged`: they wait for their import."""
-    with reachable():
-        await db.execute("UPDATE uploads SET carrier = $2, staged = $3 WHERE id = $1", id, carrier, staged)
 
 
 async def carried_by(db: Any, id: UUID, carrier: bytes) -> Upload | None:

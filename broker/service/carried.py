@@ -46,14 +46,17 @@ async def begin(context: Context, client: Client, image_id: UUID, asked: Mapping
     Raises `NotFound`, `Forbidden`, `Conflict` (it has bytes, or gets some now), `Invalid`, `NoDestination`, `TooLarge`, `Busy`,
     `QuotaExceeded`, `StoreUnavailable`.
     """
-    ticket = await upload.upload(context, client, {"operation": "upload", "image": str(image_id), "whole": True, **asked})
-    id, place = UUID(ticket["id"]), ticket["destinations"][0]
+    secret = token_urlsafe(32)
+    request = {
+        "operation": "upload", "image": str(image_id), "schemes": ["https", "http"], **asked,
+        "whole": True, "carrier": _carrier(secret), "staged": staged,
+    }  # fmt: skip
+    ticket = await upload.upload(context, client, request)
+    place = ticket["destinations"][0]
     store = context.memory.store(place["store"])
     if store is None:
         raise errors.StoreUnavailable("The store has just been removed.", retry_after=1.0)
-    secret = token_urlsafe(32)
-    await uploads.carry(context.db, id, _carrier(secret), staged=staged)
-    return Carried(f"{id}.{secret}", store, place["url"], place["headers"])
+    return Carried(f"{ticket['id']}.{secret}", store, place["url"], place["headers"])
 
 
 async def finish(context: Context, ticket: str, size: int | None = None) -> None:

@@ -72,7 +72,8 @@ async def _write(context: Context, client: Client, request: Mapping[str, Any], i
     ranked = await destinations.rank_stores(context, client, request, target)
     async with transaction(context.db) as connection:
         await targets.write(connection, client, target, context.policy.vetting)
-        await uploads.create(connection, _row(context, client, id, target), ranked.places[: max(request.get("count", 1), _TRIED)])
+        row = replace(_row(context, client, id, target), carrier=request.get("carrier"), staged=request.get("staged", False))
+        await uploads.create(connection, row, ranked.places[: max(request.get("count", 1), _TRIED)])
     if target.image_id is not None:
         context.memory.forget("image", str(target.image_id))
     return ranked.excluded
