@@ -434,6 +434,11 @@ async def test_requests_that_are_none(bed: Bed) -> None:
     assert await status(raw=b" " * (1 << 20) + body) == 413
     assert await status("/lfs/demo/-x/objects/batch") == 422
     assert await status("/lfs/demo/%2e%2e/objects/batch") == 422
+    assert await status("/lfs/%00/table/objects/batch") == 422
+    assert await status("/lfs/%ff/table/objects/batch") == 400
+    assert await status("/lfs/%C3%A9%2Fx/table/objects/batch") == 200, "no such project; its repositories are empty"
+    for size in (1 << 63, 10**30, -(1 << 63)):
+        assert await status(raw=b'{"operation":"download","objects":[{"oid":"%s","size":%d}]}' % (b"0" * 64, size)) in (200, 400, 422)
     assert await status("/lfs/demo/table/locks/verify", who=api.as_(None)) == 404
     assert await status("/lfs/demo/table/locks") == 404
     unknown = await api.as_(None).post(path, {"operation": "download", "objects": []})
