@@ -47,6 +47,11 @@ async def others_things(target: ApiTarget, tries: Tries) -> None:
         "an upload to the blob under way": _ticket(target, "upload", blob=known["blob of the upload"]),
         "an image of his blob": target.asking("POST", "/v1/images", {"name": "thief", "blobs": {"raw": known["blob"]}}),
         "a replica of his blob": _replica(target, known["blob"], "x"),
+        "image's members": target.asking("GET", f"/v1/images/{image}/members"),
+        "himself as a member": target.asking("POST", f"/v1/images/{image}/members", {"member": ATTACKER}),
+        "himself as a member, to Glance": target.asking("POST", f"/v2/images/{image}/members", {"member": ATTACKER}),
+        "accepted by himself": target.asking("PUT", f"/v1/images/{image}/members/{ATTACKER}", {"status": "accepted"}),
+        "image's vetting": target.asking("GET", f"/v1/images/{image}/vetting"),
         "images with his in upper case": target.asking("GET", f"/v1/images/{image.upper()}"),
         "a batch": target.asking("POST", "/v1/tickets:batch", {"tickets": [{"operation": "download", "image": image}]}),
     }
@@ -125,6 +130,8 @@ async def others_bytes(target: ApiTarget, tries: Tries) -> None:
         "/v1/images?project=project-b",
         "/v1/images?visibility=private",
         "/v1/images?status=active&limit=1000",
+        "/v1/images?member_status=all",
+        "/v2/images?visibility=all&member_status=all",
         "/v1/replicas",
         "/v1/replicas?store=disk",
         "/v1/stores",
@@ -154,6 +161,10 @@ async def others_work(target: ApiTarget, tries: Tries) -> None:
         "a site added": target.asking("POST", "/v1/sites", {"path": "evil"}),
         "a site removed": target.asking("DELETE", "/v1/sites/eu%2Faz1", None, etag),
         "an image made public": target.asking("PATCH", f"/v1/images/{target.mine.key}", {"visibility": "public"}, right),
+        "his image approved": target.asking("PUT", f"/v1/images/{target.mine.key}/vetting", {"decision": "approved"}, right),
+        "a verdict on his image": target.asking(
+            "POST", f"/v1/images/{target.mine.key}/verdicts", {"blob": target.known["blob"], "valid": True, "signature": {}}
+        ),
         "an image for another project": target.asking("POST", "/v1/images", {"name": "x", "project": "project-b"}),
         "a store added, X-Roles": target.asking("POST", "/v1/stores", store, ("X-Roles", "admin"), ("X-Role", "admin")),
     }
