@@ -21,11 +21,11 @@ from uuid import uuid4
 import aiohttp
 import glanceclient  # type: ignore[import-untyped]
 import pytest
+from click.testing import CliRunner
 from glanceclient import exc
 from yarl import URL
 
-from broker.client import copies
-from broker.client.api import Broker
+from broker.cli.main import main
 from broker.model import Role
 from broker.sign.tempurl import temp_url
 from tests.parts.broker import PROJECT
@@ -34,6 +34,7 @@ from tests.parts.postgres import Postgres
 from tests.parts.process import find_program
 from tests.parts.seaweedfs import S3Part
 from tests.parts.swift import SwiftPart
+from tests.parts.traffic import carried
 
 _numbers = itertools.count(1)
 
@@ -75,16 +76,15 @@ class House:
 
     def work(self) -> int:
         """Let an agent make every copy that waits. Returns how many."""
+        done = self.run("agent", "--once")
+        return sum(line.endswith("verified by the broker") for line in done.splitlines())
 
-        async def make() -> int:
-            number = 0
-            async with Broker(self.url, self.brokers.token(Role.SERVICE, "ops", "agent"), patience=10) as broker:
-                async for copy in copies.take(broker, [], None):
-                    await copies.make(broker, copy)
-                    number += 1
-            return number
-
-        return asyncio.run(make())
+    def run(self, *arguments: str) -> str:
+        """What `broker` prints for an agent."""
+        environment = {"BROKER_URL": self.url, "BROKER_TOKEN": self.brokers.token(Role.SERVICE, "ops", "agent")}
+        done = CliRunner().invoke(main, arguments, env=environment, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
 
 
 def fresh(size: int = 70_000) -> bytes:
@@ -238,7 +238,7 @@ def test_patches_of_locations_that_cannot_be(house: House, operations: list[dict
 
 
 def test_copies_are_asked_for_and_seen(house: House) -> None:
-    glance, content = house.client(), fresh()
+    glance, content = house.client(), fresh(20_000_000)
     assert [(each["id"], "description" in each) for each in glance.images.get_stores_info()["stores"]] == [
         ("near", True), ("swift", True), ("weed", True),
     ]  # fmt: skip
@@ -267,7 +267,12 @@ def test_copies_are_asked_for_and_seen(house: House) -> None:
     assert (image.stores, image.os_glance_importing_to_stores) == ("weed", "swift")
     (task,) = glance.images.get_associated_image_tasks(id)["tasks"]
     assert (task["status"], task["owner"], task["input"]["import_req"]["stores"]) == ("pending", PROJECT, ["swift"])
+    assert house.run("ls", "copies", "--state", "queued").split("\t")[1:5] == [id, "swift", "origin", "queued"]
+    read, written = carried(house.brokers.running[0].pid)
     assert house.work() == 1
+    read, written = (now - before for now, before in zip(carried(house.brokers.running[0].pid), (read, written), strict=True))
+    print(f"an agent copied {len(content)} bytes; the broker read {read} and wrote {written}")
+    assert read + written < 1_000_000 < len(content), "an agent's bytes go from store to store"
     image = glance.images.get(id)
     assert (image.stores, "os_glance_importing_to_stores" in image) == ("swift,weed", False)
     assert glance.images.get_associated_image_tasks(id)["tasks"][0]["status"] == "success"
