@@ -138,8 +138,9 @@ def test_curl_follows_and_keeps_its_token_from_the_store(house: House, tmp_path:
             user = f"token:{house.brokers.token()}"
             arguments = ("--fail", "--silent", "--show-error", "--location", "--user", user, "--output", str(tmp_path / "out"), url)
             await asyncio.to_thread(run, "curl", *arguments)
-            assert tap.seen[-1][0] == "GET"
-            assert not {"authorization", "x-auth-token"} & {name.lower() for name in tap.fields[-1]}
+            # The broker may be removing the staged object at the same time.
+            *_, read = (fields for seen, fields in zip(tap.seen, tap.fields, strict=True) if seen[0] == "GET")
+            assert not {"authorization", "x-auth-token"} & {name.lower() for name in read}
 
     content = Bytes()
     asyncio.run(follow())
