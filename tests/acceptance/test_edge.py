@@ -47,6 +47,8 @@ CONTENT = random.Random(5).randbytes(3 * MEBIBYTE + 17)
 MD5, SHA256 = hashlib.md5(CONTENT).hexdigest(), hashlib.sha256(CONTENT).hexdigest()
 STORES = ("weed", "swift", "disk", "weak")
 """The last one takes no body whose length it is not told first."""
+UNLUCKY = "unlucky"
+"""A project whose clients are kept from stores that have failed them."""
 COOKIE, SERVICE = "session-cookie-of-a-client", "token-of-a-service"
 
 
@@ -66,17 +68,20 @@ class House:
 
     @property
     def glance(self) -> Any:
-        return glanceclient.Client("2", endpoint=self.edge.url, token=self.token())
+        return self.glance_of("demo")
 
-    def new(self, name: str = "image", **fields: Any) -> str:
+    def glance_of(self, project: str) -> Any:
+        return glanceclient.Client("2", endpoint=self.edge.url, token=self.token(project=project))
+
+    def new(self, project: str = "demo") -> str:
         """An image that waits for its bytes."""
-        made = self.glance.images.create(name=name, disk_format="raw", container_format="bare", **fields)
+        made = self.glance_of(project).images.create(name="image", disk_format="raw", container_format="bare")
         assert made.status == "queued"
         id: str = made.id
         return id
 
-    def status(self, id: str) -> str:
-        found: str = self.glance.images.get(id).status
+    def status(self, id: str, project: str = "demo") -> str:
+        found: str = self.glance_of(project).images.get(id).status
         return found
 
     def run(self, sql: str, id: str | None = None) -> Any:
@@ -95,6 +100,15 @@ class House:
         """Whether the image's upload was cut short."""
         seconds = self.run("SELECT extract(epoch FROM expires_at - now()) FROM uploads WHERE image_id = $1 ORDER BY id DESC LIMIT 1", id)
         return bool(seconds <= carried.PAUSE_SECONDS)
+
+    def reported(self, id: str) -> tuple[str, int] | None:
+        """Outcome and bytes of the last report on a download of the image."""
+        sql = (
+            "SELECT array[r.outcome, r.bytes::text] FROM reports r JOIN tickets t ON t.id = r.ticket_id"
+            " WHERE t.image_id = $1 AND t.operation = 'download' ORDER BY r.at DESC LIMIT 1"
+        )
+        found = self.run(sql, id)
+        return None if found is None else (found[0], int(found[1]))
 
     @contextmanager
     def opened(self, store: str) -> Iterator[None]:
@@ -184,6 +198,7 @@ def test_glanceclient(house: House, store: str, size: int | None) -> None:
     assert (image.os_hash_algo, image.os_hash_value) == (("sha256", SHA256) if store == "disk" else (None, None))
     assert house.taps[store].received - before >= len(CONTENT)
     assert b"".join(glance.images.data(id)) == CONTENT
+    wait_for(lambda: house.reported(id) == ("ok", len(CONTENT)), "the download was not reported")
     with pytest.raises(exc.HTTPConflict, match="active to saving"):
         glance.images.upload(id, io.BytesIO(CONTENT[::-1]))
     assert b"".join(glance.images.data(id)) == CONTENT
@@ -259,6 +274,18 @@ def test_only_to_a_store_that_is_trusted_clients_are_redirected(house: House) ->
     assert trusted.has_field("x-auth-token")  # so such clients do, and that is why the others carry
 
 
+def test_a_store_that_cannot_be_read_is_said_to_have_failed(house: House) -> None:
+    id, glance = house.new(f"{UNLUCKY}-too"), house.glance_of(f"{UNLUCKY}-too")
+    glance.images.upload(id, io.BytesIO(CONTENT), backend="weed")
+    house.taps["weed"].is_away = True
+    try:
+        with pytest.raises(exc.HTTPServiceUnavailable, match="ask again"):
+            glance.images.data(id)
+    finally:
+        house.taps["weed"].is_away = False
+    wait_for(lambda: house.reported(id) == ("failed", 0), "the failure was not reported")
+
+
 def test_without_the_edge_no_store_is_reached(house: House) -> None:
     id, glance = house.new(), house.glance
     direct = glanceclient.Client("2", endpoint=house.brokers.running[0].url, token=house.token())
@@ -294,13 +321,13 @@ def test_a_cut_connection_leaves_the_image_as_it_was(house: House, framing: str)
 
 
 def test_a_store_that_goes_away_leaves_the_image_queued(house: House) -> None:
-    id, glance = house.new(), house.glance
+    id, glance = house.new(UNLUCKY), house.glance_of(UNLUCKY)
     for tap in house.taps.values():
         tap.is_away = True
     try:
         with pytest.raises(exc.HTTPBadGateway, match="from their beginning"):
             glance.images.upload(id, io.BytesIO(CONTENT))
-        assert house.status(id) == "queued"
+        assert house.status(id, UNLUCKY) == "queued"
         assert house.run("SELECT outcome FROM reports ORDER BY at DESC LIMIT 1") == "failed"
     finally:
         for tap in house.taps.values():

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-import orjson
-
 from broker import errors, permit
-from broker.model import TOKENS, new_ids
-from broker.service import carried, negotiate
+from broker.model import TOKENS
+from broker.service import carried
 from broker.web import redirect
 from broker.web.call import Answer, Call
 from broker.web.glance.attributes import main_format
+from broker.web.glance.download import negotiated
 from broker.web.glance.images import found
 
 __all__ = ["edge_begin_download", "edge_begin_upload", "edge_end_upload", "edge_fail_upload"]
@@ -73,15 +72,21 @@ async def edge_begin_download(call: Call) -> Answer:
     if image["status"] == "queued" or format is None:
         return Answer(204, None, {"Edge-Way": "empty", "Cache-Control": "no-store"})
     call.context.pace.count(call.client.principal.project, 1)
-    asked: dict[str, Any] = {"operation": "download", "image": image["id"], "formats": [format], "count": 5, "schemes": ["https", "http"]}
-    if prefer := [name for name in call.headers.get("Edge-Prefer", "").split(",") if _may_see(call, name)]:
+    visible = [name for name in call.context.memory.stores() if _may_see(call, name)]
+    asked: dict[str, Any] = {
+        "operation": "download", "image": image["id"], "formats": [format], "count": 5, "only": visible, "schemes": ["https", "http"],
+    }  # fmt: skip
+    if prefer := [name for name in call.headers.get("Edge-Prefer", "").split(",") if name in visible]:
         asked["prefer"] = prefer
-    made = await negotiate.download(call.context, call.client, asked, new_ids(1, call.context.clock())[0])
-    sources = redirect.openable(orjson.loads(orjson.dumps(made)))
+    ticket = await negotiated(call, asked, image["blobs"][format]["id"])
+    sources = redirect.openable(ticket)
     if not sources:
         raise errors.NoSource("No source can be opened by its URL alone; ask POST /v1/tickets, which tells the header fields too.")
-    way = "redirect" if call.context.memory.stores()[sources[0]["store"]].settings.get(TOKENS) == "trusted" else "read"
-    return Answer(204, None, {"Edge-Way": way, "Edge-Url": sources[0]["url"], "Cache-Control": "no-store"})
+    store = sources[0]["store"]
+    way = {"Edge-Url": sources[0]["url"], "Cache-Control": "no-store"}
+    if call.context.memory.stores()[store].settings.get(TOKENS) == "trusted":
+        return Answer(204, None, {"Edge-Way": "redirect", **way})
+    return Answer(204, None, {"Edge-Way": "read", "Edge-Ticket": ticket["id"], "Edge-Store": store, **way})
 
 
 def _may_see(call: Call, name: str) -> bool:

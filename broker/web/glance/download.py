@@ -47,14 +47,14 @@ async def glance_download_image(call: Call) -> Answer:
     }  # fmt: skip
     if prefer := [name for name in call.query.get("prefer", "").split(",") if name in trusted]:
         asked["prefer"] = prefer
-    ticket = await _negotiate(call, asked, image["blobs"][format]["id"])
+    ticket = await negotiated(call, asked, image["blobs"][format]["id"])
     sources = redirect.openable(ticket)
     if not sources:
         raise NoSource(_HOW)
     return Answer(302, None, redirect.redirect(sources[:1], ticket["blob"]["digests"]))
 
 
-async def _negotiate(call: Call, asked: dict[str, Any], blob: str) -> dict[str, Any]:
+async def negotiated(call: Call, asked: dict[str, Any], blob: str) -> dict[str, Any]:
     """A ticket; where one is open that nothing was said of, from another store, if there is one. Raises `NoSource`."""
     earlier = call.context.repeats.earlier(call.client.name, blob, call.context.clock())
     others = [name for name in asked["only"] if name != earlier]
