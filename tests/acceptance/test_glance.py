@@ -12,6 +12,7 @@ import io
 import itertools
 import os
 import random
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -205,6 +206,41 @@ def test_no_token_goes_to_a_store_that_is_not_trusted(house: House) -> None:
         house.client().images.data(id)
     with pytest.raises(openstack.exceptions.InvalidResponse, match="mismatch"):  # it never looks at the status
         house.cloud().download_image(id)
+    assert content
+
+
+def test_a_full_store_is_waited_for(house: House) -> None:
+    """Nova and the others give up at once: the broker waits for them."""
+    id, content = house.upload("weed")
+
+    async def wait() -> int:
+        async with aiohttp.ClientSession() as session:
+            admin, other = house.brokers.api(session, Role.ADMIN), house.brokers.api(session, subject="first")
+
+            async def slots(count: int | None) -> None:
+                store = await admin.get("/v1/stores/weed")
+                ok(await admin.patch("/v1/stores/weed", {"read_slots": count}, store.etag))
+
+            await slots(1)
+            try:
+                held = ok(await other.post("/v1/tickets", {"operation": "download", "image": id}), 201)
+                headers = {"X-Auth-Token": house.brokers.token(subject="second")}
+                asked = asyncio.create_task(session.get(f"{house.url}/v2/images/{id}/file", headers=headers, allow_redirects=False))
+                async with asyncio.timeout(25):
+                    while await waiting(session) < 1:
+                        await asyncio.sleep(0.05)
+                await other.delete(f"/v1/tickets/{held['id']}")
+                async with await asked as answer:
+                    return answer.status
+            finally:
+                await slots(None)
+
+    async def waiting(session: aiohttp.ClientSession) -> float:
+        async with session.get(f"{house.brokers.running[0].metrics_url}/metrics") as answer:
+            samples = re.findall(r'^broker_waiting\{direction="read",store="weed"\} (\S+)$', await answer.text(), re.MULTILINE)
+        return sum(map(float, samples))
+
+    assert asyncio.run(wait()) == 302
     assert content
 
 

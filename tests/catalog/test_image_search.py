@@ -109,7 +109,7 @@ async def test_whose_images_are_found(registry: Registry) -> None:
     assert public in await find(registry, ADMIN)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 async def test_pages_in_any_order(seed: int, registry: Registry) -> None:
     """No image is met twice or left out, whatever is sorted by, however many have the same value, and whatever the page's length."""
     rng = random.Random(seed)

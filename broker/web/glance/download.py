@@ -5,6 +5,7 @@ Rules
   redirected to (setting ``tokens: trusted``); where an image has no copy at one, 409 says what to do.
 - What is redirected to is the ticket that POST /v1/tickets would give for those stores: ranked, leased, recorded. Who asks again while
   that is open was failed by its store, and is sent to another one, as long as there is one (`broker.service.repeats`).
+- Where all stores are full the request waits, then is told 503: the one refusal after which Nova comes again.
 - An image without bytes answers 204.
 """
 
@@ -18,14 +19,17 @@ import orjson
 from broker import permit
 from broker.accept import Reason
 from broker.errors import NoSource
-from broker.model import TOKENS, new_ids
-from broker.service import negotiate
+from broker.model import TOKENS, Direction, new_ids
+from broker.service import negotiate, wait
 from broker.web import redirect
 from broker.web.call import Answer, Call
 from broker.web.glance.attributes import main_format
 from broker.web.glance.images import found
 
 __all__ = ["glance_download_image"]
+
+WAIT_SECONDS = 30.0
+"""How long a request waits for a slot. These clients do not: Nova asks three more times, a second apart, then gives the machine up."""
 
 _HOW = (
     "Your client would send its token on to a store that it is redirected to, so an administrator has to trust that store with tokens "
@@ -65,8 +69,14 @@ async def negotiated(call: Call, asked: dict[str, Any], blob: str) -> dict[str, 
 
 
 async def _ticket(call: Call, asked: dict[str, Any]) -> dict[str, Any]:
+    """The ticket, waited for while every store is full. Raises `NoSource`, `Busy`."""
+    context, client, id = call.context, call.client, new_ids(1, call.context.clock())[0]
+
+    async def ask(due: frozenset[int]) -> dict[str, Any]:
+        return await negotiate.download(context, client, asked, id, due)
+
     try:
-        made = await negotiate.download(call.context, call.client, asked, new_ids(1, call.context.clock())[0])
+        made = await wait.patiently(context, client, id, Direction.READ, WAIT_SECONDS, ask, call.is_gone)
     except NoSource as error:
         raise _why_none(error) from None
     ticket: dict[str, Any] = orjson.loads(orjson.dumps(made))

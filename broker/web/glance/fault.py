@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 import orjson
 
-from broker.errors import BrokerError, Conflict, PreconditionFailed
+from broker.errors import BrokerError, Busy, Conflict, PreconditionFailed, QuotaExceeded, Unavailable
 from broker.log import scrub
 from broker.web import problem
 
@@ -20,6 +20,8 @@ def render(error: BrokerError, token_given: bool = False) -> tuple[int, bytes, d
     """Status, body and header fields of an error."""
     if isinstance(error, PreconditionFailed):  # nobody who speaks Glance states a precondition: another request was quicker
         error = Conflict("The image was changed by another request meanwhile. Read it again, then decide.")
+    elif isinstance(error, Busy | QuotaExceeded):  # Nova comes again for 503 alone
+        error = Unavailable(message(error), retry_after=error.retry_after)
     status, _, headers = problem.render(error, token_given)
     told = scrub(message(error))
     body = {"error": {"code": status, "title": HTTPStatus(status).phrase, "message": told}}
