@@ -37,9 +37,13 @@ if [ ! -d .venv/drs-clients ]; then
 fi
 
 export PATH="$PWD/.venv/bin:$PATH"
+# What hundreds of processes import is compiled once: here, while the checks below need one core, or each of pytest's workers would do it.
+unset PYTHONDONTWRITEBYTECODE
+pytest --collect-only -q "$@" </dev/null >/dev/null 2>&1 & compiled=$!
 ruff check --quiet broker deploy schemas tests
 ruff format --check --quiet broker deploy schemas tests
 mypy --strict broker
 lint-imports --no-logo --no-cache
+wait "$compiled" || true  # what is wrong is said below
 # Tests wait for servers more than they compute: two for each core. Long files come first (acceptance), so that none is left over at the end.
 exec pytest -n "$((2 * $(nproc)))" --dist loadfile --no-loadscope-reorder -q "$@" </dev/null
