@@ -22,8 +22,8 @@ from tests.parts.broker import Api, RunningBroker, broker_on
 from tests.parts.cluster import new_upload, ok, said, send
 from tests.parts.process import find_program
 
-DISK = secrets.token_bytes(2 << 20) + bytes(30 << 20)
-"""32 MiB, of which a qcow2 holds two."""
+DISK = secrets.token_bytes(1 << 20) + bytes(7 << 20)
+"""8 MiB, of which a qcow2 holds one."""
 
 
 @dataclass
@@ -96,21 +96,15 @@ async def test_what_is_had_soonest_is_fetched_and_converted(house: House) -> Non
     for rates, fetched in (
         (("--convert", "qcow2=100000000"), "qcow2"),
         (("--convert", "vmdk"), "vmdk"),
-        (("--convert", "qcow2=1000", "--convert", "vmdk=1000"), None),  # it takes longer to convert a few MB than to fetch the whole
-        ((), None),
+        (("--convert", "qcow2=1000", "--convert", "vmdk=1000"), None),  # it takes longer to convert one MB than to fetch the whole
     ):
         done, _ = await house.get("disk", "--format", "raw", *rates, "-o", "got.raw", "--force")
         assert (house.place / "got.raw").read_bytes() == DISK
         assert (done["format"], done["converted_from"], done["verified_by"]) == ("raw", fetched, "sha256"), done
-        assert (done["size"] < 4 << 20) == (fetched is not None)
+        assert (done["size"] < 3 << 20) == (fetched is not None)
     assert sorted(path.name for path in house.place.iterdir() if "got.raw" in path.name) == ["got.raw"]
-    assert "--force" in (await house.get("disk", "--format", "raw", "--convert", "qcow2", "-o", "got.raw", code=1))[1]
-
-
-async def test_a_disk_that_would_copy_other_files_is_not_converted(house: House) -> None:
+    # A disk that would copy other files of this machine is not converted.
     await house.put(house.hostile(), image={"name": "hostile"}, format="qcow2")
     _, words = await house.get("hostile", "--format", "raw", "--convert", "qcow2", "-o", "out.raw", code=1)
     assert "backing file" in words
     assert not (house.place / "out.raw").exists()
-    assert "one --format" in (await house.get("hostile", "--convert", "qcow2", code=2))[1]
-    assert "one of" in (await house.get("hostile", "--format", "raw", "--convert", "iso", code=2))[1]

@@ -7,9 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from broker.client.convert import NotConverted, check, convert, qemu_img
+from broker.cli.get import command
+from broker.client.api import Broker
+from broker.client.convert import NotConverted, check, convert, fetch, qemu_img
 from broker.client.progress import Progress
+from broker.client.sources import Wanted
 from broker.client.trouble import LocalTrouble
 
 
@@ -79,6 +83,27 @@ def test_what_is_no_disk_of_that_format_is_refused(tmp_path: Path, content: byte
     for format in ("qcow2", "vmdk", "vhdx"):
         with pytest.raises(NotConverted):
             check(tmp_path / "disk", format)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--convert", "qcow2"), "one --format"),
+        (("--format", "raw", "--format", "vdi", "--convert", "qcow2"), "one --format"),
+        (("--format", "raw", "--convert", "iso"), "one of raw, qcow2, vmdk"),
+        (("--format", "raw", "--convert", "qcow2=fast"), "bytes a second"),
+    ],
+)
+def test_commands_that_make_no_sense(arguments: tuple[str, ...], words: str) -> None:
+    done = CliRunner().invoke(command, ["image", *arguments])
+    assert (done.exit_code, words in done.output) == (2, True), done.output
+
+
+async def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk.raw").write_bytes(b"mine")
+    async with Broker("http://127.0.0.1:9", "token") as broker:
+        with pytest.raises(LocalTrouble, match="exists already"):
+            await fetch(broker, Wanted(formats=["raw"], convert={"qcow2": 1.0}), tmp_path / "disk.raw")
 
 
 async def test_what_qemu_refuses_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
