@@ -165,15 +165,34 @@ async def test_push_clone_and_clone_while_a_store_dies(bed: Bed) -> None:
     assert copied >= 8
     other = Git(bed.home / "other", bed.url, bed.brokers.token(subject="bob"), by_header=True)  # who never asked for these before
     await bed.change("weed", cost=50)
-    bed.tap.reads_left = copied // 4
+    bed.tap.left["GET"] = copied // 4
     try:
         clone, told = await asyncio.to_thread(other.clone, str(git.home / "work"), "work")
         assert bed.tap.misbehaves == "cuts", "the store died in the middle"
     finally:
-        bed.tap.reads_left = bed.tap.misbehaves = None
+        bed.tap.left.clear()
+        bed.tap.misbehaves = None
         await bed.change("weed", cost=0)
     assert held(clone, [*files, "large.bin"]) == {**files, "large.bin": large}, told.stdout
     assert not [fields for fields in bed.tap.fields if "Bearer" in fields.get("Authorization", "")], "no store sees the token"
+
+
+async def test_push_while_a_store_dies(bed: Bed) -> None:
+    """What was not put goes elsewhere, and so does what was put and cannot be looked at any more."""
+    git = Git(bed.home / "pushing", bed.url, bed.brokers.token(subject="erin"))
+    files = {f"data/{number}.bin": content for number, content in enumerate(contents(40, "dying"))}
+    tree = git.begin("work", f"{bed.url}/lfs/demo/dying", files)
+    await bed.change("weed", cost=50)
+    bed.tap.left["PUT"] = 12
+    try:
+        await bed.git(git, "push", "origin", "main", at=tree)
+        assert bed.tap.misbehaves == "cuts", "the store died in the middle"
+    finally:
+        bed.tap.left.clear()
+        bed.tap.misbehaves = None
+        await bed.change("weed", cost=0)
+    clone, _ = await asyncio.to_thread(git.clone, "work", "again")
+    assert held(clone, list(files)) == files
 
 
 async def copy_from_swift(bed: Bed, files: Sequence[bytes], repository: str) -> int:

@@ -31,8 +31,8 @@ class Tap:
     seen: list[tuple[str, str]] = field(default_factory=list)
     fields: list[Mapping[str, str]] = field(default_factory=list)
     """The header fields of every request."""
-    reads_left: int | None = None
-    """Given: so many GETs are passed on yet, then every connection is cut."""
+    left: dict[str, int] = field(default_factory=dict)
+    """By method, so many requests are passed on yet, then every connection is cut."""
     trapped: int = 0
     """Requests that followed a redirect."""
 
@@ -42,9 +42,9 @@ class Tap:
             return web.Response()
         self.seen.append((request.method, request.path))
         self.fields.append(request.headers)
-        if self.reads_left is not None and request.method == "GET":
-            self.reads_left -= 1
-            if self.reads_left < 0:
+        if request.method in self.left:
+            self.left[request.method] -= 1
+            if self.left[request.method] < 0:
                 self.misbehaves = "cuts"
         match self.misbehaves:
             case "fails":
