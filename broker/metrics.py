@@ -133,6 +133,7 @@ class Metrics:
     spread_seconds: Times  # outcome
     uploads: Levels  # state
     replicas: Levels  # state
+    copies: Levels  # state
     images: Levels  # status
     vetting_seconds: Gauge
     leases: Levels  # store, direction
@@ -225,6 +226,7 @@ def create(version: str = "") -> Metrics:
         spread_seconds=times("failure_spread_seconds", "Time until every broker knew of a failure that was reported.", "outcome"),
         uploads=levels("uploads", "Uploads by state.", "state"),
         replicas=levels("replicas", "Replicas by state.", "state"),
+        copies=levels("copies", "Copies that were asked for, by state.", "state"),
         images=levels("images", "Images by status.", "status"),
         vetting_seconds=Gauge(
             "broker_vetting_waiting_seconds", "How long the image has waited for approval that has waited longest.", registry=registry

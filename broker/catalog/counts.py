@@ -13,7 +13,7 @@ from broker.catalog.images import STATUS
 
 
 class StateCount(NamedTuple):
-    """`subject` is ``uploads``, ``replicas`` or ``images``."""
+    """`subject` is ``uploads``, ``copies``, ``replicas`` or ``images``."""
 
     subject: str
     state: str
@@ -49,10 +49,11 @@ class PathCount(NamedTuple):
 
 
 async def states(db: Any) -> list[StateCount]:
-    """Uploads and replicas by state, images by status."""
+    """Uploads, copies and replicas by state, images by status."""
     with reachable():
         rows = await db.fetch(
             f"""SELECT 'uploads', state, count(*) FROM uploads GROUP BY state
+                UNION ALL SELECT 'copies', state, count(*) FROM copies GROUP BY state
                 UNION ALL SELECT 'replicas', state, count(*) FROM replicas GROUP BY state
                 UNION ALL SELECT 'images', {STATUS} AS shown, count(*) FROM images i GROUP BY shown"""  # noqa: S608 - no value of a request
         )

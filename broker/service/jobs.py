@@ -51,7 +51,12 @@ async def count(context: Context) -> None:
     """Set the gauges that cost the catalogue a scan."""
     metrics = context.metrics
     found = await counts.states(context.db)
-    for subject, gauge in (("uploads", metrics.uploads), ("replicas", metrics.replicas), ("images", metrics.images)):
+    for subject, gauge in (
+        ("uploads", metrics.uploads),
+        ("copies", metrics.copies),
+        ("replicas", metrics.replicas),
+        ("images", metrics.images),
+    ):
         gauge.replace({(entry.state,): entry.number for entry in found if entry.subject == subject})
     metrics.vetting_seconds.set(await verdicts.waiting_seconds(context.db))
     metrics.deletions.replace({(state,): number for state, number in (await counts.deletions(context.db)).items()})

@@ -341,6 +341,8 @@ UPLOADS = Board(
         graph("Images", "none", Query(level("broker_images", "status"), "{{status}}"), text="pending ones wait for approval."),
         stat("Longest wait for approval", "s", f"max({select('broker_vetting_waiting_seconds')})"),
         graph("Replicas", "none", Query(level("broker_replicas", "state"), "{{state}}")),
+        graph("Copies", "none", Query(level("broker_copies", "state"), "{{state}}"),
+              text="Those that agents are asked to make; seven days of ends."),
         graph("Objects to be removed", "none", Query(level("broker_deletions", "state"), "{{state}}"),
               text="waiting for their time, or failing: the store did not do it yet."),
     ),

@@ -173,6 +173,8 @@ async def keep_busy(house: House, number: int) -> str:
         for person in (alice, bob, carol):
             await asyncio.gather(*(person.download(image) for name, image in images.items() if name != "disk-a"))
         await alice.download(images["disk-a"])
+        asked = await alice.post("/v1/copies", {"image": images["disk-a"], "store": "disk-b"})  # no agent comes
+        assert asked.status == 201, asked.body
         batch = await alice.post("/v1/tickets:batch", {"tickets": [{"operation": "download", "image": image} for image in images.values()]})
         for entry in batch.body["tickets"]:
             await alice.delete(f"/v1/tickets/{entry['id']}")

@@ -54,6 +54,6 @@ def test_the_readme_says_of_each_alert_what_it_says_itself() -> None:
 def test_commands_that_alerts_name_are_there() -> None:
     told = " ".join(alert["annotations"]["description"] for alert in rules.alerts())
     named = set(re.findall(r"broker ((?:store|key|ls) \w+)", told))
-    assert len(named) == 4
+    assert len(named) == 5
     for words in named:
         assert CliRunner().invoke(command, [*words.split(), "--help"]).exit_code == 0, words
