@@ -136,7 +136,9 @@ def test_who_is_not_known_is_asked_for_a_password(token_given: bool) -> None:
 
 def test_who_has_to_wait_is_told_how_long() -> None:
     assert render(errors.Busy(retry_after=1.2), True)[2]["Retry-After"] == "2"
-    assert render(errors.Unavailable(), True)[2]["Retry-After"] == "1"
+    for error in (errors.Unavailable(retry_after=1), errors.StoreUnavailable(), errors.Unavailable(retry_after=4.5)):
+        code, _, headers = render(error, True)
+        assert (code, headers["Retry-After"]) == (429, "5" if error.retry_after == 4.5 else "3"), "a 503 would be final"
 
 
 def test_no_secret_is_repeated() -> None:

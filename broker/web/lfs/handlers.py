@@ -18,8 +18,6 @@ __all__ = ["lfs_batch", "lfs_batch_of_remote", "lfs_create_lock", "lfs_list_lock
 MOST_OBJECTS = 1000
 """Of one batch. git-lfs asks for 100 at a time (``lfs.transfer.batchSize``)."""
 
-RETRY_SECONDS = 1.0
-
 _FIELDS = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"}
 _ACCEPTED = re.compile(r"(?:application/(?:vnd\.git-lfs\+json|json|\*)|\*/\*)\s*(?:;|\Z)")
 
@@ -57,11 +55,7 @@ async def lfs_verify(call: Call) -> Answer:
     (wish,) = objects.read([call.body])
     if isinstance(wish, errors.BrokerError):
         raise wish
-    try:
-        await repositories.confirm(call.context, call.client, _repository(call), wish)
-    except (errors.StoreUnavailable, errors.Unavailable) as error:
-        # git-lfs 3.3 takes a 503 here for final. After a 429 it asks for the object again, and is sent elsewhere.
-        raise errors.Busy(error.detail, retry_after=error.retry_after or RETRY_SECONDS) from error
+    await repositories.confirm(call.context, call.client, _repository(call), wish)
     return Answer(200, wish._asdict(), _FIELDS)
 
 
