@@ -360,7 +360,7 @@ async def test_refusals_are_glances(house: House) -> None:
         (f"{id}/file", (403, "reader", {"X-Auth-Token": house.token(Role.READER)})),
         (f"{bare}/file", (400, "disk_format, container_format", {})),
         (f"{bare}/stage", (400, "disk_format, container_format", {})),
-        (f"{id}/file", (400, "size", {"empty": "yes"})),
+        (f"{id}/file", (400, "0 bytes", {"empty": "yes"})),
     ]
     async with aiohttp.ClientSession(skip_auto_headers=("Content-Type",)) as session:
         for path, (status, words, more) in cases:

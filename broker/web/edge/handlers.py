@@ -33,6 +33,8 @@ async def edge_begin_upload(call: Call) -> Answer:
     length, said = given.get("Edge-Length"), given.get("X-Openstack-Image-Size")
     if length is not None and said is not None and length != said:
         raise errors.Invalid("The body has another length.", field="x-openstack-image-size", expected=str(length))
+    if length == 0:
+        raise errors.Invalid("An image of 0 bytes is not taken.", field="Content-Length", expected="at least one byte")
     image = (await found(call)).body
     if image["status"] != "queued":
         raise errors.Conflict(f"Image status transition from {image['status']} to saving is not allowed: the image has its bytes.")
