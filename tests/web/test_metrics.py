@@ -151,10 +151,11 @@ async def test_what_the_catalogue_and_the_pool_say(broker: RunningBroker, sessio
     )
     await db.execute("INSERT INTO slots (store_id, direction, slots, leased) VALUES ($1, 'read', 30, 23), ($1, 'write', NULL, 0)", store)
     await db.execute("INSERT INTO spaces (store_id, capacity, taken) VALUES ($1, 500, 50)", store)
-    for number in range(metrics.PROJECTS + 2):
+    for number in range(metrics.PROJECTS + 2):  # ids that no job takes for those of a day long ago
         await db.execute(
             """WITH made AS (INSERT INTO tickets (id, operation, project, subject, instance, address, blob_id, places, expires_at)
-                             VALUES (gen_random_uuid(), 'download', $1, 's', 'i', 'a', gen_random_uuid(), '[]', now()) RETURNING id)
+                             VALUES (('f' || substr(gen_random_uuid()::text, 2))::uuid, 'download', $1, 's', 'i', 'a', gen_random_uuid(),
+                                     '[]', now()) RETURNING id)
                INSERT INTO leases (ticket_id, store_id, direction, expires_at)
                SELECT id, $2, 'read', now() + interval '1 hour' FROM made""",
             f"project-{number:02d}", store,
