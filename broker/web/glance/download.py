@@ -33,7 +33,7 @@ WAIT_SECONDS = 30.0
 
 _HOW = (
     "Your client would send its token on to a store that it is redirected to, so an administrator has to trust that store with tokens "
-    "(setting tokens: trusted). Without: ask for a ticket (POST /v1/tickets with this image, or `broker get`)."
+    "(setting tokens: trusted). Without: use an edge, or ask for a ticket (POST /v1/tickets with this image, or `broker get`)."
 )
 
 
