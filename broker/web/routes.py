@@ -194,18 +194,21 @@ class Api:
             elif answer.headers is not None:
                 headers.update(answer.headers)
         except errors.BrokerError as error:
-            render = (dialect or self._router.dialect_of(path)).render
-            status, body, headers = render(error, _AUTHORIZATION in incoming or _AUTH_TOKEN in incoming)
+            dialect = dialect or self._router.dialect_of(path)
+            status, body, headers = dialect.render(error, _AUTHORIZATION in incoming or _AUTH_TOKEN in incoming)
             if status == 500:
                 _log.error("internal error", exc_info=error)
             close = close or isinstance(error, errors.TooLarge)
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            status, body, headers = (dialect or self._router.dialect_of(path)).render(_unexpected(error, request_id), False)
+            dialect = dialect or self._router.dialect_of(path)
+            status, body, headers = dialect.render(_unexpected(error, request_id), False)
         if self._cors is not None and operation not in ("getStatusPage", "preflight"):
             self._cors.allow(incoming, headers)
         headers["X-Request-Id"] = request_id
+        if dialect is not None and dialect.request_id is not None:
+            headers[dialect.request_id] = request_id
         if traceparent is not None:
             headers["traceparent"] = traceparent
         metrics = self._context.metrics

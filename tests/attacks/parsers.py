@@ -261,7 +261,7 @@ def endpoint(data: bytes) -> None:
     """An endpoint is an address, or is refused naming the field."""
     text = data.decode("latin-1")
     with contextlib.suppress(BrokerError):
-        _check_address(text, "endpoint")
+        _check_address("http", text, "endpoint")
         place = _place(Store(1, "s", "http", "x", text), text)
         assert "@" not in place.origin
     with contextlib.suppress(ValueError):

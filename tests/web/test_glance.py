@@ -86,6 +86,7 @@ async def test_what_is_refused(case: tuple[str, str, bytes | None, str, int, str
     assert (answer.status, told in str(answer.body)) == (status, True), answer.body
     if status >= 400:
         assert answer.body["error"]["code"] == status
+    assert answer.headers["X-Openstack-Request-Id"] == answer.headers["X-Request-Id"]
 
 
 async def test_as_much_as_goes_and_one_more(glance: Api) -> None:

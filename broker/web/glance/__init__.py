@@ -13,4 +13,4 @@ from broker.web.glance import about, cache, download, fault, images, imports, in
 _MODULES = (about, cache, download, images, imports, info, locations, members, upload)
 _HANDLERS: dict[str, Handler] = {name: getattr(module, name) for module in _MODULES for name in module.__all__}
 
-DIALECT = Dialect(Contract("glance.json"), ("/v2", "/versions"), _HANDLERS, fault.render)
+DIALECT = Dialect(Contract("glance.json"), ("/v2", "/versions"), _HANDLERS, fault.render, "X-Openstack-Request-Id")
