@@ -21,6 +21,7 @@ from broker.verify import (
     PartsProblem,
     Unproven,
     VerifyPolicy,
+    adopted,
     combined,
     declaration_problems,
     digest_problems,
@@ -421,3 +422,48 @@ def test_a_bound_digest_excuses_no_difference() -> None:
     assert isinstance(verdict(Declaration(SIZE, digests("sha256", "md5")), other, POLICY, ("sha256",)), Mismatched)
     shorter = Observation(SIZE - 1, 0, "broker", {})
     assert isinstance(verdict(Declaration(SIZE, digests("sha256")), shorter, POLICY, ("sha256",)), Mismatched)
+
+
+@pytest.mark.parametrize(
+    ("said", "observation", "strength", "kept"),
+    [
+        ((), seen("md5"), "md5", {"md5"}),
+        ((), seen("md5", "sha256"), "sha256", {"md5", "sha256"}),
+        (("md5",), seen("md5", "sha256"), "sha256", {"md5", "sha256"}),
+        (("md5", "sha512"), seen("md5"), "md5", {"md5", "sha512"}),  # one of both is tied to the object
+        ((), seen(parts=seen_parts("md5")), "parts:md5", set()),
+    ],
+)
+def test_an_object_becomes_what_its_store_says_of_it(
+    said: Collection[str], observation: Observation, strength: str, kept: set[str]
+) -> None:
+    found = adopted(digests(*said), observation, POLICY)
+    assert isinstance(found, tuple)
+    declaration, accepted = found
+    assert (declaration.size, set(declaration.digests), accepted.strength) == (SIZE, kept, strength)
+    assert verdict(declaration, observation, POLICY) == accepted, "a later look finds the same"
+    assert set(accepted.proven) == set(observation.digests)
+
+
+@pytest.mark.parametrize(
+    ("said", "observation", "reason"),
+    [
+        ({}, seen(), ""),
+        ({}, seen("sha1"), ""),  # proves nothing
+        (digests("sha512"), seen("md5"), "it tells md5"),
+        (digests("md5"), seen(parts=seen_parts("md5")), "it tells none"),
+        ({}, seen(parts=seen_parts("md5")[:-1]), ""),  # a part is missing
+        ({}, seen(parts=(*seen_parts("md5")[::-1],)), ""),  # the short one comes first
+        ({}, Observation(0, 5.0, "broker", digests("md5", content=b"")), "size"),
+    ],
+)
+def test_an_object_that_nothing_proves_is_not_taken(said: Digests, observation: Observation, reason: str) -> None:
+    found = adopted(said, observation, POLICY)
+    assert isinstance(found, Unproven)
+    assert reason in found.reason
+
+
+@given(st.sampled_from(ALGORITHMS), st.sampled_from(ALGORITHMS))
+def test_a_digest_that_differs_is_never_adopted(said: str, other: str) -> None:
+    wrong = {**digests(other), said: digest(said, b"else")}
+    assert isinstance(adopted(wrong, seen(*ALGORITHMS), POLICY), Mismatched)
