@@ -36,6 +36,8 @@ README = Path(__file__).parents[2] / "README.rst"
 SIZE = 16 << 20
 LAST = SIZE // (1 << 20) - 1
 REDIRECT = Path(__file__).parents[2] / "deploy" / "qemu" / "redirect.py"
+HTTP = {"driver": "http", "timeout": 60}
+"""QEMU waits for a read for five seconds, when nobody says otherwise; a busy machine may need longer."""
 ALLOWED_BYTES = 1 << 20
 """What the broker may read and write while a disk is moved. It is its own work, mostly: its database, and stores that it looks after."""
 
@@ -120,7 +122,7 @@ def machine() -> Iterator[Machine]:
 
 
 def test_a_machine_boots_from_a_signed_url_and_goes_on_with_the_next_one(house: House, machine: Machine) -> None:
-    machine.execute("blockdev-add", {"driver": "http", "url": house.url("raw", "swift"), "node-name": "url-1", "read-only": True})
+    machine.execute("blockdev-add", {**HTTP, "url": house.url("raw", "swift"), "node-name": "url-1", "read-only": True})
     machine.execute("blockdev-add", {"driver": "raw", "file": "url-1", "node-name": "disk", "read-only": True})
     machine.boot("disk")
     assert machine.line() == boot_image.TEXT
@@ -131,7 +133,7 @@ def test_a_machine_boots_from_a_signed_url_and_goes_on_with_the_next_one(house: 
         machine.key()
         assert machine.event("BLOCK_IO_ERROR")["action"] == "stop"
         wait_for(machine.is_paused)
-    machine.execute("blockdev-add", {"driver": "http", "url": house.url("raw", "swift"), "node-name": "url-2", "read-only": True})
+    machine.execute("blockdev-add", {**HTTP, "url": house.url("raw", "swift"), "node-name": "url-2", "read-only": True})
     machine.execute("blockdev-reopen", {"options": [{"driver": "raw", "file": "url-2", "node-name": "disk", "read-only": True}]})
     machine.execute("blockdev-del", {"node-name": "url-1"})
     machine.execute("cont")
@@ -146,7 +148,7 @@ def test_an_overlay_becomes_whole_while_the_machine_runs_and_needs_no_url_then(h
     program = find_program("qemu-img", "apt-get install qemu-utils")
     subprocess.run([program, "create", "-q", "-f", "qcow2", str(overlay), str(SIZE)], check=True)
     for number in (1, 2):
-        below = {"driver": "http", "url": house.url("qcow2", "swift")}
+        below = {**HTTP, "url": house.url("qcow2", "swift")}
         machine.execute("blockdev-add", {"driver": "qcow2", "file": below, "node-name": f"image-{number}", "read-only": True})
     own = {"driver": "qcow2", "file": {"driver": "file", "filename": str(overlay)}, "node-name": "disk"}
     machine.execute("blockdev-add", {**own, "backing": "image-1"})
@@ -171,6 +173,7 @@ def test_an_overlay_becomes_whole_while_the_machine_runs_and_needs_no_url_then(h
 
 def test_what_the_readme_shows_boots(house: House, tmp_path: Path) -> None:
     commands = shown().replace("python deploy/qemu/redirect.py", f"{sys.executable} {REDIRECT}").replace("64M", str(SIZE))
+    commands = commands.replace('"driver":"http",', '"driver":"http","timeout":60,')
     programs = [line.split()[0] for line in commands.splitlines()]
     assert {"qemu-img", "qemu-system-x86_64"} <= set(programs)
     # The shell ends with its last command, and takes what it has in the background with it.
@@ -194,12 +197,12 @@ def test_what_the_readme_shows_boots(house: House, tmp_path: Path) -> None:
 
 def test_reads_are_redirected_so_that_s3_will_do_and_a_store_may_die(house: House, machine: Machine, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="returned error: 403"):  # HEAD, which the signature of a GET does not allow
-        machine.execute("blockdev-add", {"driver": "http", "url": house.url("raw", "weed"), "node-name": "signed", "read-only": True})
+        machine.execute("blockdev-add", {**HTTP, "url": house.url("raw", "weed"), "node-name": "signed", "read-only": True})
 
     arguments, log = [sys.executable, str(REDIRECT), house.images["raw"], "--prefer", "weed"], tmp_path / "redirect"
     with running(arguments, log=log, ready=lambda: log.read_bytes().endswith(b"\n"), environment=house.environment, end=signal.SIGTERM):
         url = log.read_text().strip()
-        machine.execute("blockdev-add", {"driver": "http", "url": url, "node-name": "url", "read-only": True})
+        machine.execute("blockdev-add", {**HTTP, "url": url, "node-name": "url", "read-only": True})
         machine.execute("blockdev-add", {"driver": "raw", "file": "url", "node-name": "disk", "read-only": True})
         machine.boot("disk")
         assert machine.line() == boot_image.TEXT
