@@ -133,7 +133,9 @@ async def _asked(world: World, api: Api, things: Things, store: str) -> dict[str
         "/v1/stores?kind=http", "/v1/paths", f"/v1/paths?store={store}", "/v1/paths?limit=1", f"/v1/paths?marker=eu%20{store}%20read",
         f"/v1/images/{things.image}", f"/v1/images/{things.image}/content", f"/v1/blobs/{things.blob}",
         f"/v1/blobs/{things.blob}/replicas", f"/v1/replicas?store={store}", "/v1/replicas?limit=1000&purpose=cache",
-        f"/v1/replicas/{things.other}", f"/v1/sites/{store}", f"/{store}", "/metrics",
+        f"/v1/replicas/{things.other}", f"/v1/sites/{store}", f"/{store}", "/metrics", "/v1/copies", f"/v1/copies?image={things.image}",
+        f"/v2/images/{things.image}", f"/v2/images/{things.image}/locations", f"/v2/images/{things.image}/tasks", "/v2/info/stores",
+        "/v2/info/stores/detail", "/v2/cache",
         f"/ga4gh/drs/v1/objects/{things.image}", f"/ga4gh/drs/v1/objects/{things.blob}", f"/ga4gh/drs/v1/objects/{things.other}",
         f"/ga4gh/drs/v1/objects/{things.blob}/access/{things.replica}", f"/ga4gh/drs/v1/objects/{things.blob}/access/{things.other}",
     ):  # fmt: skip
@@ -173,6 +175,14 @@ async def _asked(world: World, api: Api, things: Things, store: str) -> dict[str
     another = {"operation": "upload", "blob": things.blob, "count": 16}
     await post("a copy", "/v1/tickets", another)
     await post("a copy there", "/v1/tickets", {**another, "only": [store]})
+
+    await post("a copy by an agent", "/v1/copies", {"image": things.image, "store": store})
+    await post("an import", f"/v2/images/{things.image}/import", {"method": {"name": "copy-image"}, "stores": [store]})
+    await post("an import to all", f"/v2/images/{things.image}/import", {"method": {"name": "copy-image"}, "all_stores": True})
+    location = {"op": "add", "path": "/locations/-", "value": {"url": f"{world.disk.url}/{store}/demo/x", "metadata": {}}}
+    patch = {"Content-Type": "application/openstack-images-v2.1-json-patch"}
+    replies["a location"] = await api.send("PATCH", f"/v2/images/{things.image}", [location], headers=patch)
+    replies["deleted there"] = await api.delete(f"/v2/stores/{store}/{things.image}")
 
     for key in ("demo/x", f"{things.blob}/x", "../x"):
         await post(f"registered {key}"[:15], f"/v1/blobs/{things.blob}/replicas", {"store": store, "key": key})
@@ -215,7 +225,8 @@ def plain(reply: Reply, store: str) -> str:
     if isinstance(told, dict) and "paths" in told:
         told = {"paths": [row for row in told["paths"] if row["store"] != "open"]}
     body = told if isinstance(told, str) else orjson.dumps(told).decode()
-    headers = sorted(f"{name}: {value}" for name, value in reply.headers.items() if name.lower() not in ("x-request-id", "date", "etag"))
+    own = ("x-request-id", "x-openstack-request-id", "date", "etag")
+    headers = sorted(f"{name}: {value}" for name, value in reply.headers.items() if name.lower() not in own)
     text = "\n".join([str(reply.status), *(line for line in headers if not line.lower().startswith("content-length")), body])
     for pattern, word in _VARIABLE:
         text = pattern.sub(word, text)
