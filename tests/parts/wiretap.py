@@ -17,10 +17,12 @@ _PIECE = 1 << 16
 
 @dataclass
 class Wiretap:
-    """Where it listens, and all that was `sent` to the store so far, connection by connection."""
+    """Where it listens, what was `sent` to the store since the last `forget`, connection by connection, and how many bytes in all."""
 
     url: str
     sent: list[bytearray] = field(default_factory=list)
+    received: int = 0
+    _counting: threading.Lock = field(default_factory=threading.Lock)
     is_away: bool = False
     """Whoever comes is hung up on."""
 
@@ -32,10 +34,15 @@ class Wiretap:
         """Whether the store was sent a header field of that name."""
         return any(f"\r\n{name.lower()}:".encode() in bytes(stream).lower() for stream in self.sent)
 
-    @property
-    def received(self) -> int:
-        """Bytes that the store was sent."""
-        return sum(map(len, self.sent))
+    def count(self, size: int) -> None:
+        """So many bytes more were sent."""
+        with self._counting:
+            self.received += size
+
+    def forget(self) -> None:
+        """Keep only what comes from now on."""
+        for stream in self.sent:
+            stream.clear()
 
 
 @contextlib.contextmanager
@@ -64,16 +71,17 @@ def _accept(server: socket.socket, address: tuple[str, int], tap: Wiretap) -> No
         kept = bytearray()
         tap.sent.append(kept)
         store = socket.create_connection(address)
-        threading.Thread(target=_pass, args=(client, store, kept), daemon=True).start()
-        threading.Thread(target=_pass, args=(store, client, None), daemon=True).start()
+        threading.Thread(target=_pass, args=(client, store, kept, tap), daemon=True).start()
+        threading.Thread(target=_pass, args=(store, client, None, tap), daemon=True).start()
 
 
-def _pass(source: socket.socket, target: socket.socket, kept: bytearray | None) -> None:
+def _pass(source: socket.socket, target: socket.socket, kept: bytearray | None, tap: Wiretap) -> None:
     """Until the source has no more to say, or either of them is gone."""
     with contextlib.suppress(OSError):
         while piece := source.recv(_PIECE):
             if kept is not None:
                 kept += piece
+                tap.count(len(piece))
             target.sendall(piece)
     for end in (source, target):  # whoever hangs up hangs up for both: a cut must arrive as one
         with contextlib.suppress(OSError):
