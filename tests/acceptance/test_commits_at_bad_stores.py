@@ -6,12 +6,14 @@ problem says what happened, and what can be repeated is repeated.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import aiohttp
 import pytest
@@ -49,6 +51,17 @@ class Scene:
         done: dict[str, Any] = ok(await self.member.post(f"/v1/tickets/{ticket['id']}/commit", said(CONTENT)))
         return done
 
+    @contextlib.contextmanager
+    def trouble(self, name: str) -> Iterator[None]:
+        """The store misbehaves so, or tells that lie. Only meanwhile the broker waits for it no longer than 2 s."""
+        with patch.object(exchange, "TOTAL_SECONDS", 2.0):
+            if name in LIES:
+                self.tap.alters = LIES[name]
+            else:
+                self.tap.misbehaves = name
+            yield
+            self.tap.misbehaves = self.tap.alters = None
+
     async def active(self, expected: int) -> None:
         """So many replicas, blobs and images are active, and there are no other replicas."""
         found = await self.broker.context.db.fetchrow(
@@ -70,11 +83,8 @@ async def _scene(part: S3Part, broker: RunningBroker, session: aiohttp.ClientSes
 
 
 @pytest.fixture
-async def strong(
-    seaweedfs: S3Part, broker: RunningBroker, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Scene]:
+async def strong(seaweedfs: S3Part, broker: RunningBroker, session: aiohttp.ClientSession) -> AsyncIterator[Scene]:
     """SeaweedFS, which computes SHA-256."""
-    monkeypatch.setattr(exchange, "TOTAL_SECONDS", 2.0)
     async with tapped(seaweedfs.endpoint) as tap:
         yield await _scene(seaweedfs, broker, session, tap)
 
@@ -138,14 +148,13 @@ async def test_a_weak_store_is_not_believed(weak: Scene, rclone: S3Part) -> None
 async def test_a_store_in_trouble_at_commit(trouble: str, strong: Scene) -> None:
     """Bad input: 503 with Retry-After or a plain refusal to repeat, no redirect followed, nothing active, and the commit succeeds later."""
     ticket = await strong.written()
-    strong.tap.misbehaves = trouble
-    refused = await strong.member.post(f"/v1/tickets/{ticket['id']}/commit", said(CONTENT))
+    with strong.trouble(trouble):
+        refused = await strong.member.post(f"/v1/tickets/{ticket['id']}/commit", said(CONTENT))
     assert (refused.status, refused.body["type"]) == (503, "/problems/store-unavailable")
     assert int(refused.headers["Retry-After"]) >= 1
     assert strong.tap.trapped == 0
     await strong.active(0)
     assert ok(await strong.member.get(f"/v1/tickets/{ticket['id']}"))["state"] == "open"
-    strong.tap.misbehaves = None
     done = ok(await strong.member.post(f"/v1/tickets/{ticket['id']}/commit", said(CONTENT)))
     assert done == ok(await strong.member.post(f"/v1/tickets/{ticket['id']}/commit", said(CONTENT)))
     assert await strong.broker.context.db.fetchval("SELECT count(*) FROM leases") == 0
@@ -158,26 +167,22 @@ async def test_a_store_in_trouble_at_registration(trouble: str, strong: Scene, s
     path, body = f"/v1/blobs/{blob}/replicas", {"store": "tapped", "key": key, "deletable": True}
     assert (await strong.member.post(path, body)).body["type"] == "/problems/not-uploaded"
     s3_client(seaweedfs).put_object(Bucket=seaweedfs.bucket, Key=key, Body=CONTENT, ChecksumAlgorithm="SHA256")
-    if trouble in LIES:
-        strong.tap.alters = LIES[trouble]
-    else:
-        strong.tap.misbehaves = trouble
     expected = {"size": "mismatch", "digests": "mismatch", "silence": "unverifiable"}.get(trouble, "store-unavailable")
-    refused = await strong.member.post(path, body)
+    with strong.trouble(trouble):
+        refused = await strong.member.post(path, body)
     assert refused.body["type"] == f"/problems/{expected}"
     assert strong.tap.trapped == 0
     await strong.active(1)
     assert await strong.broker.context.db.fetchval("SELECT count(*) FROM deletions WHERE key = $1", key) == 0
-    strong.tap.misbehaves = strong.tap.alters = None
     assert ok(await strong.member.post(path, body), 201)["state"] == "active"
 
 
 @pytest.mark.parametrize("trouble", TROUBLE)
 async def test_a_store_in_trouble_is_no_destination_and_not_registered(trouble: str, strong: Scene) -> None:
     """Bad input: multipart uploads need the store at the start; nothing of the refused ones stays. And such a store cannot be added."""
-    strong.tap.misbehaves = trouble
     large = {"operation": "upload", "image": {"name": "large"}, "size": 200 << 20}
-    refused = await strong.member.post("/v1/tickets", large)
+    with strong.trouble(trouble):
+        refused = await strong.member.post("/v1/tickets", large)
     assert refused.status == 503
     assert reasons(refused.body["excluded"]) == {"tapped": "unreachable"}
     db = strong.broker.context.db
@@ -186,10 +191,12 @@ async def test_a_store_in_trouble_is_no_destination_and_not_registered(trouble: 
     assert await db.fetchval("SELECT sum(taken)::int FROM spaces") == 0
     another = ok(await strong.admin.get("/v1/stores/tapped"))
     body = {name: another[name] for name in ("kind", "site", "endpoint", "internal", "credential", "settings")}
-    added = await strong.admin.post("/v1/stores", {"name": "second", **body, "settings": {**body["settings"], "prefix": "second/"}})
+    with strong.trouble(trouble):
+        added = await strong.admin.post("/v1/stores", {"name": "second", **body, "settings": {**body["settings"], "prefix": "second/"}})
     assert (added.status, added.body["type"]) == (503, "/problems/store-unavailable")
     assert (await strong.admin.get("/v1/stores/second")).status == 404
-    changed = await strong.admin.patch("/v1/stores/tapped", {"settings": {"prefix": "x/"}}, "*")
+    with strong.trouble(trouble):
+        changed = await strong.admin.patch("/v1/stores/tapped", {"settings": {"prefix": "x/"}}, "*")
     assert changed.status == 503
     assert ok(await strong.admin.get("/v1/stores/tapped"))["settings"] == body["settings"]
     assert strong.tap.trapped == 0

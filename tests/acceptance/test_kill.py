@@ -33,12 +33,11 @@ MEBIBYTE = 1 << 20
 PART = 5 * MEBIBYTE
 UPLOADS = 20
 ACKNOWLEDGED_BEFORE_THE_KILL = 5
-TTL_SECONDS = 12
 SETTINGS = f"""
 [policy.uploads]
-upload_ttl_seconds = {TTL_SECONDS}
-url_ttl_seconds = 10
-part_url_ttl_seconds = 10
+upload_ttl_seconds = 600
+url_ttl_seconds = 60
+part_url_ttl_seconds = 60
 single_put_limit = {MEBIBYTE}
 min_part_size = {PART}
 [policy.admission]
@@ -178,6 +177,8 @@ async def after_the_restart(
     unheard = await db.fetch(
         "SELECT r.key, b.digests ->> 'sha256' AS sha256 FROM replicas r JOIN blobs b ON b.id = r.blob_id WHERE r.key <> ALL($1)", list(kept)
     )
+    # The others' time is up.
+    await db.execute("UPDATE uploads SET expires_at = now() WHERE state IN ('open', 'committing')")
     known = {hashlib.sha256(uploader.content).hexdigest() for uploader in cut_off[1::2]}
     assert {row["sha256"] for row in unheard} <= known
     kept |= {row["key"] for row in unheard}

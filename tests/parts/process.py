@@ -25,6 +25,9 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _READY_SECONDS = 60.0
 _END_SECONDS = 30.0
+_BLOCK = 100
+_left: list[int] = []
+"""Ports of this process's newest block that were not chosen yet."""
 
 
 class PartMissing(RuntimeError):
@@ -45,17 +48,32 @@ def find_program(name: str, install: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` different TCP ports of 127.0.0.1 that nobody listens on, below those that the kernel gives to outgoing connections."""
+    """`count` different TCP ports of 127.0.0.1 that nobody listens on, below those that the kernel gives to outgoing connections.
+
+    They are this process's own until it ends: no other that chooses here takes them meanwhile, nor while a program is started again.
+    """
     ports: list[int] = []
-    for port in random.sample(range(12000, 32000), 2000):
-        with contextlib.closing(socket.socket()) as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        ports.append(port)
-        if len(ports) == count:
-            return ports
+    while len(ports) < count:
+        if not _left:
+            _left.extend(_block())
+        port = _left.pop()
+        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
+    return ports
+
+
+def _block() -> range:
+    """Ports of which the one before the first is held by this process, as every process does that chooses some, until it ends."""
+    for first in random.sample(range(12000, 32000, _BLOCK), 20000 // _BLOCK):
+        guard = socket.socket()
+        try:
+            guard.bind(("127.0.0.1", first))
+        except OSError:
+            guard.close()
+            continue
+        guard.detach()  # closed by the kernel
+        return range(first + 1, first + _BLOCK)
     raise PartFailed("no free ports on 127.0.0.1")
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from tests.parts.process import PartFailed, PartMissing, find_program, free_ports, running
 
+ROOT = Path(__file__).parents[2]
+
 
 def test_a_missing_program_names_its_install_command() -> None:
     with pytest.raises(PartMissing, match="apt-get install no-such-thing"):
@@ -20,6 +22,22 @@ def test_a_missing_program_names_its_install_command() -> None:
 
 def test_ports_differ() -> None:
     assert len(set(free_ports(20))) == 20
+
+
+def test_no_two_processes_choose_the_same_port() -> None:
+    """Whether anyone listens there yet or not: far more choices than would be likely to differ by chance."""
+    script = "from tests.parts.process import free_ports\nprint(*free_ports(500), flush=True)\ninput()"
+    others = [
+        subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        chosen = [port for other in others for port in (other.stdout or pytest.fail("no output")).readline().split()]
+    finally:
+        for other in others:
+            other.communicate("\n")
+    chosen += map(str, free_ports(100))
+    assert len(set(chosen)) == len(chosen) == 1100
 
 
 def test_a_part_that_ends_early_shows_its_log(tmp_path: Path) -> None:
@@ -43,8 +61,7 @@ def test_a_part_dies_with_whoever_started_it(tmp_path: Path) -> None:
         f"with running(['sleep', '60'], log=pathlib.Path({str(tmp_path / 'log')!r}), ready=lambda: True) as process:\n"
         "    print(process.pid, flush=True)\n    os.kill(os.getpid(), 9)\n"
     )
-    root = Path(__file__).parents[2]
-    output = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False).stdout
+    output = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     child = int(output)
     for _ in range(1000):
         status = Path(f"/proc/{child}/status")
