@@ -5,11 +5,13 @@ Rules
   ordered by its instant and its id, so that no image is met twice or left out while none changes.
 - Whoever asks finds what `broker.permit.lists_image` says, and community images of others only when that visibility, or all, is asked
   for.
+- Each kind of image that one may list is a condition of its own that an index answers: most of a cloud's images are other projects'.
 - Formats and size are those of the image's main blob: of the format that was declared, else of the first that has bytes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from broker.catalog.connect import reachable
+from broker.catalog.images import VETTED
 
 Comparison = Literal["eq", "neq", "gt", "gte", "lt", "lte", "in"]
 
@@ -32,7 +35,7 @@ class _Field(NamedTuple):
 
 
 _FIELDS: Mapping[str, _Field] = {
-    "id": _Field("i.id::text", "text"),
+    "id": _Field("i.id", "uuid"),
     "name": _Field("i.name", "text"),
     "project": _Field("i.project", "text"),
     "status": _Field("i.status", "text"),
@@ -62,10 +65,14 @@ _MAIN_BLOB = """LEFT JOIN LATERAL (
     SELECT ib.format, b.size, b.digests FROM image_blobs ib JOIN blobs b ON b.id = ib.blob_id
     WHERE ib.image_id = i.id AND b.state = 'active' ORDER BY ib.format IS DISTINCT FROM i.disk_format, ib.format LIMIT 1) m ON true"""
 
-_MEMBER = """(i.shared AND i.visibility = 'private' AND EXISTS (
-    SELECT FROM image_members im WHERE im.image_id = i.id AND im.project = {asker} AND ({answer}::text IS NULL OR im.status = {answer})))"""
+_MEMBER = """(i.shared AND i.visibility = 'private' AND i.id = ANY (ARRAY (
+    SELECT im.image_id FROM image_members im WHERE im.project = {asker} AND ({answer}::text IS NULL OR im.status = {answer}))))"""
 
-_FOR_ALL = "(i.visibility IN ('public', 'community') AND (i.vetting IS NULL OR i.vetting = 'approved'))"
+_PUBLIC = f"(i.visibility = 'public' AND {VETTED})"
+_COMMUNITY = f"(i.visibility = 'community' AND {VETTED})"
+
+
+_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Condition(NamedTuple):
@@ -118,13 +125,12 @@ async def search(db: Any, wanted: Search, project: str, *, everything: bool) -> 
     images = "FROM images i"
     if any("m." in used for used in (by, *where[1:])):  # looked up for every image, so only where it is needed
         images += f" {_MAIN_BLOB}"
-    before = beside = ""
+    before = ""
     if wanted.marker is not None:
         marked = ", ".join(f"{_sorted(name)} AS k{index}" for index, (name, _) in enumerate(order))
         before = f"WITH mark AS (SELECT {marked} {images} WHERE i.id = {values.add(wanted.marker)} AND {listed}) "
-        beside = "CROSS JOIN mark"
         where.append(_after(order))
-    statement = f"{before}SELECT i.id {images} {beside} WHERE {' AND '.join(where)} ORDER BY {by} LIMIT {values.add(wanted.limit)}"
+    statement = f"{before}SELECT i.id {images} WHERE {' AND '.join(where)} ORDER BY {by} LIMIT {values.add(wanted.limit)}"
     with reachable():
         rows = await db.fetch(statement, *values.given)
         if not rows and wanted.marker is not None and not await _is_listed(db, wanted, project, everything):
@@ -142,16 +148,18 @@ async def _is_listed(db: Any, wanted: Search, project: str, everything: bool) ->
 def _listed(wanted: Search, project: str, everything: bool, values: _Values) -> str:
     """What may be listed, as far as the search's visibility goes."""
     stored = {"private": "i.visibility = 'private' AND NOT i.shared", "shared": "i.visibility = 'private' AND i.shared"}
+    if everything and wanted.visibility is None:
+        return f"(i.visibility <> 'community' OR i.project = {values.add(project)})"
     chosen = "true"
-    if wanted.visibility is None:
-        chosen = f"i.visibility <> 'community' OR i.project = {values.add(project)}"
-    elif wanted.visibility != "all":
+    if wanted.visibility not in (None, "all"):
         chosen = stored.get(wanted.visibility) or f"i.visibility = {values.add(wanted.visibility)}"
     if everything:
-        return f"({chosen})"
+        return chosen
     asker = values.add(project)
-    member = _MEMBER.format(asker=asker, answer=values.add(wanted.member_status))
-    return f"({chosen}) AND (i.project = {asker} OR {_FOR_ALL} OR {member})"
+    kinds = [f"i.project = {asker}", _PUBLIC, _MEMBER.format(asker=asker, answer=values.add(wanted.member_status))]
+    if wanted.visibility is not None:
+        kinds.append(_COMMUNITY)
+    return f"{chosen} AND ({' OR '.join(kinds)})"
 
 
 def _fitting(wanted: Search, values: _Values) -> list[str]:
@@ -162,7 +170,9 @@ def _fitting(wanted: Search, values: _Values) -> list[str]:
             found.append(_WITH_DIGEST.format(which=_DIGESTS[name].format(digest=values.add(value))))
             continue
         sql, type, _ = _FIELDS[name]
-        if comparison == "in":
+        if name == "id":
+            found.append(f"{sql} = ANY ({values.add(_ids(value))}::uuid[])")
+        elif comparison == "in":
             found.append(f"{sql} = ANY ({values.add(value)}::{type}[])")
         else:
             found.append(f"{sql} {_COMPARISONS[comparison]} {values.add(value)}::{type}")
@@ -182,9 +192,24 @@ def _sorted(name: str) -> str:
 
 
 def _after(order: Sequence[tuple[str, bool]]) -> str:
-    """Whether an image comes after the marker: greater, or smaller, in the first field in which the two differ."""
+    """Whether an image comes after the marker: greater, or smaller, in the first field in which the two differ.
+
+    That it is not before it in the first field follows, and is said for the sake of indexes.
+    """
     alternatives = []
     for index, (name, descending) in enumerate(order):
-        same = [f"{_sorted(before)} = k{number}" for number, (before, _) in enumerate(order[:index])]
-        alternatives.append(" AND ".join([*same, f"{_sorted(name)} {'<' if descending else '>'} k{index}"]))
-    return "(" + " OR ".join(f"({each})" for each in alternatives) + ")"
+        same = [f"{_sorted(before)} = {_marked(number)}" for number, (before, _) in enumerate(order[:index])]
+        alternatives.append(" AND ".join([*same, f"{_sorted(name)} {'<' if descending else '>'} {_marked(index)}"]))
+    first, descending = order[0]
+    bound = f"{_sorted(first)} {'<=' if descending else '>='} {_marked(0)}"
+    return f"{bound} AND (" + " OR ".join(f"({each})" for each in alternatives) + ")"
+
+
+def _marked(index: int) -> str:
+    """The marker's value of a field that is sorted by; ``NULL`` where it is no image that may be listed."""
+    return f"(SELECT k{index} FROM mark)"  # noqa: S608 - a number
+
+
+def _ids(value: Any) -> list[str]:
+    """Those of the values that an image can have for an id, which is a UUID in canonical form."""
+    return [text for text in ([value] if isinstance(value, str) else value) if _ID.fullmatch(text)]

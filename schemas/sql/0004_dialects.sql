@@ -120,3 +120,5 @@ ALTER TABLE destinations ADD COLUMN bound text[];
 
 -- Lists of images, newest first (broker/catalog/image_search.py).
 CREATE INDEX images_by_creation ON images (created_at, id);
+-- Commands name images by their names; and lists that are sorted by them.
+CREATE INDEX images_by_name ON images (name);
