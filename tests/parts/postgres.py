@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import shutil
 import tempfile
@@ -56,7 +57,7 @@ class Postgres:
     def create(self, template: str = _TEMPLATE) -> str:
         """A new database like `template`; its URL."""
         name = f"test{next(self._numbers)}"
-        self._run(self._execute(f"create database {name} template {template}"))
+        self._run(self._create(name, template))
         return self._server.url(name)
 
     def drop(self, url: str) -> None:
@@ -93,6 +94,22 @@ class Postgres:
         connection = await connect.connect_one(self._server.url(_TEMPLATE))
         try:
             await migrations.migrate(connection)
+        finally:
+            await connection.close()
+
+    async def _create(self, name: str, template: str) -> None:
+        """Hundreds of tests ask for a database: the template's files are copied whole, which costs a tenth of writing each page to the
+        log, and by the kernel, where PostgreSQL (18) and the file system can."""
+        sql = f"create database {name} template {template} strategy file_copy"
+        connection = await asyncpg.connect(self._server.dsn)
+        try:
+            if connection.get_server_version().major >= 18:
+                with contextlib.suppress(asyncpg.PostgresError):
+                    await connection.execute("set file_copy_method = clone")
+                    await connection.execute(sql)
+                    return
+                await connection.execute("reset file_copy_method")
+            await connection.execute(sql)
         finally:
             await connection.close()
 
