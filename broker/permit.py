@@ -43,15 +43,8 @@ class ImageAccess:
     visibility: Visibility
     status: ImageStatus
     format: str
-    members: tuple[str, ...] = ()
-
-    @property
-    def is_withheld(self) -> bool:
-        return self.status is ImageStatus.PENDING
-
-
-_FOR_ALL = (Visibility.COMMUNITY, Visibility.PUBLIC)
-_WITHHELD = (ImageStatus.DEACTIVATED, ImageStatus.PENDING)
+    members: tuple[str, ...]
+    is_withheld: bool
 
 
 def may_see_store(principal: Principal, store: Store) -> bool:
@@ -83,7 +76,7 @@ def may_read_image(principal: Principal, image: Image | ImageAccess) -> bool:
 
     Nor to its own project, and not to a service: what nova-compute gets a ticket for is booted.
     """
-    if image.status in _WITHHELD and principal.role is not Role.ADMIN:
+    if image.status in WITHHELD and principal.role is not Role.ADMIN:
         return False
     return may_see_image(principal, image)
 

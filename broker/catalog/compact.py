@@ -14,7 +14,7 @@ from sys import intern
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from broker.catalog.images import MEMBERS, STATUS, VISIBILITY, members_of
+from broker.catalog.images import MEMBERS, STATUS, VETTED, VISIBILITY, members_of
 from broker.model import ImageStatus, ReplicaState, Visibility
 from broker.permit import ImageAccess, anyone_may_read
 
@@ -27,8 +27,8 @@ MEMBER_BYTES = 60
 _ReplicaRow = tuple[int, str, str, str, str]
 """Store id, key, replica id, state, project."""
 
-_ImageRow = tuple[str, str, str, str, str, tuple[str, ...]]
-"""Image id, project, visibility, status, format, the projects that it is shared with."""
+_ImageRow = tuple[str, str, str, str, str, tuple[str, ...], bool]
+"""Image id, project, visibility, status, format, the projects that it is shared with, whether it waits for approval or was refused it."""
 
 
 class PlacedReplica(NamedTuple):
@@ -55,7 +55,7 @@ class CompactBlob:
         """The replicas in the order of their ids, as `PlacedReplica` without its types: what reads a hundred of them wants no objects."""
         self.all_active = all(row[3] == ReplicaState.ACTIVE for row in replicas)
         self._images = images
-        self.read_by_all = anyone_may_read((visibility, status) for _, _, visibility, status, _, _ in images)
+        self.read_by_all = anyone_may_read((visibility, status) for _, _, visibility, status, _, _, _ in images)
         """Every principal may read it through some image."""
         self.used = False
         """For whoever keeps it, to know whether it was asked for since he last looked."""
@@ -69,8 +69,8 @@ class CompactBlob:
     def images(self) -> list[ImageAccess]:
         """The images that refer to it."""
         return [
-            ImageAccess(UUID(id), project, Visibility(visibility), ImageStatus(status), format, members)
-            for id, project, visibility, status, format, members in self._images
+            ImageAccess(UUID(id), project, Visibility(visibility), ImageStatus(status), format, members, is_withheld)
+            for id, project, visibility, status, format, members, is_withheld in self._images
         ]
 
     @property
@@ -90,7 +90,7 @@ LEFT JOIN LATERAL (
 ) r ON true
 LEFT JOIN LATERAL (
     SELECT array_agg(i.id::text), array_agg(i.project), array_agg({VISIBILITY}), array_agg({STATUS}), array_agg(ib.format),
-           array_agg({MEMBERS})
+           array_agg({MEMBERS}), array_agg(NOT {VETTED})
     FROM image_blobs ib JOIN images i ON i.id = ib.image_id WHERE ib.blob_id = b.id
 ) i ON true
 WHERE b.id = ANY ($1::text::uuid[])
@@ -114,8 +114,16 @@ def _blob(id: str, size: int | None, digests: str, state: str, *columns: list[An
         summary,
         tuple((store_id, key, each, intern(state), intern(project)) for store_id, key, each, state, project in _rows(replicas)),
         tuple(
-            (image, intern(project), intern(visibility), intern(status), intern(format), tuple(map(intern, members_of(members))))
-            for image, project, visibility, status, format, members in _rows(images)
+            (
+                image,
+                intern(project),
+                intern(visibility),
+                intern(status),
+                intern(format),
+                tuple(map(intern, members_of(members))),
+                is_withheld,
+            )
+            for image, project, visibility, status, format, members, is_withheld in _rows(images)
         ),
     )
 

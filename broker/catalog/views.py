@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from broker.catalog.images import MEMBERS, STATUS, VISIBILITY, members_of
+from broker.catalog.images import MEMBERS, STATUS, VETTED, VISIBILITY, members_of
 from broker.model import Blob, BlobState, ImageStatus, Purpose, Replica, ReplicaState, Visibility
 from broker.permit import ImageAccess
 
@@ -32,7 +32,7 @@ WHERE b.id = ANY ($1::uuid[]) ORDER BY b.id, r.id
 """
 
 _ACCESS = f"""
-SELECT ib.blob_id, i.id, i.project, {VISIBILITY}, {STATUS}, ib.format, {MEMBERS}
+SELECT ib.blob_id, i.id, i.project, {VISIBILITY}, {STATUS}, ib.format, {MEMBERS}, NOT {VETTED}
 FROM image_blobs ib JOIN images i ON i.id = ib.image_id WHERE ib.blob_id = ANY ($1::uuid[])
 """  # noqa: S608 - no value of a request is in it
 
@@ -42,9 +42,9 @@ async def blobs(connection: Any, ids: Sequence[UUID | str]) -> list[BlobView | N
     wanted = list(set(ids))
     rows = await connection.fetch(_BLOBS, wanted)
     access: dict[UUID, list[ImageAccess]] = {}
-    for blob_id, image_id, project, visibility, status, format, members in await connection.fetch(_ACCESS, wanted):
+    for blob_id, image_id, project, visibility, status, format, members, is_withheld in await connection.fetch(_ACCESS, wanted):
         access.setdefault(blob_id, []).append(
-            ImageAccess(image_id, project, Visibility(visibility), ImageStatus(status), format, members_of(members))
+            ImageAccess(image_id, project, Visibility(visibility), ImageStatus(status), format, members_of(members), is_withheld)
         )
     found: dict[UUID, Blob] = {}
     replicas: dict[UUID, list[Replica]] = {}

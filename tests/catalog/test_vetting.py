@@ -14,7 +14,8 @@ import pytest
 from broker import errors
 from broker.catalog import blobs, counts, verdicts
 from broker.model import BlobState, Client, Visibility, new_id
-from broker.service import images, negotiate, targets, vetting
+from broker.service import blobs as service_blobs
+from broker.service import images, negotiate, objects, targets, vetting
 from broker.service.idempotency import Claim
 from broker.vet import SIGNATURE_PROPERTIES, Policy
 from tests.catalog.registry import ADMIN, ALICE, BOB, MD5, SERVICE, SIZE, Registry, running
@@ -115,6 +116,22 @@ async def test_rejected_stays_rejected(registry: Registry) -> None:
     assert on.body["status"] == "active"
     history = (await vetting.get_vetting(registry.context, ADMIN, id)).body["history"]
     assert [entry["outcome"] for entry in history] == ["rejected", "approved"]
+
+
+@pytest.mark.parametrize("decision", [None, "rejected"])
+async def test_what_is_not_approved_is_not_named_where_its_blob_is(registry: Registry, decision: str | None) -> None:
+    blob = await registry.add_blob(BlobState.ACTIVE)
+    withheld = await proposed(registry, blob)
+    if decision is not None:
+        await decide(registry, ADMIN, withheld, decision)
+    request = {"id": str(new_id()), "name": "n", "visibility": "public", "blobs": {"raw": str(blob)}}
+    approved = (await images.create_image(registry.context, ADMIN, request, Claim(new_id()))).body["id"]
+    for asker, expected in ((BOB, {approved}), (ADMIN, {approved, str(withheld)})):
+        told = (await service_blobs.get_blob(registry.context, asker, blob))["images"]
+        (found,) = await objects.find(registry.context, asker, [str(blob)])
+        assert isinstance(found, objects.Found)
+        assert expected == {entry["image"] for entry in told} & {approved, str(withheld)}
+        assert expected == set(found.parts[0].images) & {approved, str(withheld)}
 
 
 async def test_what_could_boot_something_else_waits_again(registry: Registry) -> None:

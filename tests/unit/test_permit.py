@@ -56,14 +56,15 @@ def test_images(visibility: Visibility, status: ImageStatus, vetting: Vetting | 
         assert {name for name, principal in EVERYONE.items() if rule(principal, image)} == set(allowed.split()), rule.__name__  # type: ignore[operator]
     if status is ImageStatus.QUEUED:
         return  # no bytes
-    access = ImageAccess(image.id, "owner", visibility, status, "raw", members)
+    access = ImageAccess(image.id, "owner", visibility, status, "raw", members, image.is_withheld)
+    assert {name for name, principal in EVERYONE.items() if lists_image(principal, access)} == set(list_.split())
     assert {name for name, principal in EVERYONE.items() if may_read_blob(principal, [access])} == set(read.split())
     assert anyone_may_read([(visibility.value, status.value)]) is (set(read.split()) == set(EVERYONE))
 
 
 def test_a_blob_is_read_through_any_image_that_allows_it() -> None:
-    withheld = ImageAccess(UUID(int=1), "owner", Visibility.PUBLIC, PENDING, "raw")
-    own = ImageAccess(UUID(int=2), "owner", Visibility.PRIVATE, ACTIVE, "raw")
+    withheld = ImageAccess(UUID(int=1), "owner", Visibility.PUBLIC, PENDING, "raw", (), True)
+    own = ImageAccess(UUID(int=2), "owner", Visibility.PRIVATE, ACTIVE, "raw", (), False)
     assert {name for name, principal in EVERYONE.items() if may_read_blob(principal, [withheld, own])} == {"owner", "service", "admin"}
     assert {name for name, principal in EVERYONE.items() if may_read_blob(principal, [])} == {"admin"}
 
