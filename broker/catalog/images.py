@@ -36,6 +36,9 @@ FROM images i
 """  # noqa: S608 - no value of a request is in it
 
 
+_FREE = "an id that no image has or had, or none"
+
+
 def members_of(lines: str | None) -> tuple[str, ...]:
     """What `MEMBERS` gave, taken apart."""
     return tuple(lines.split("\n")) if lines else ()
@@ -145,12 +148,19 @@ async def insert(connection: Any, image: Image) -> Image:
             image.vetting and image.vetting.value, list(image.blobs.values()),
         )  # fmt: skip
         if not inserted:
-            raise errors.Conflict("This image id is taken.", field="id", expected="an id that no image has, or none")
+            raise errors.Conflict("This image id is taken.", field="id", expected=_FREE)
         await connection.executemany(
             "INSERT INTO image_blobs (image_id, format, blob_id) VALUES ($1, $2, $3)",
             [(image.id, format, blob) for format, blob in image.blobs.items()],
         )
         return _image(await connection.fetchrow(_SELECT + "WHERE i.id = $1", image.id))
+
+
+async def require_unused(connection: Any, id: UUID) -> None:
+    """That no image with bytes ever had this id. Ask after `insert`, which waits for who deletes the image. Raises `Conflict`."""
+    with reachable():
+        if await connection.fetchval("SELECT EXISTS (SELECT FROM former_images WHERE id = $1)", id):
+            raise errors.Conflict("This image id is taken.", field="id", expected=_FREE)
 
 
 async def attach(connection: Any, id: UUID, format: str, blob: UUID) -> None:

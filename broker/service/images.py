@@ -1,7 +1,8 @@
 """Images over the API.
 
 Rules
-- What a principal may not see does not exist (`broker.permit`). An id that is taken is a conflict for everyone alike.
+- What a principal may not see does not exist (`broker.permit`). An id that is taken is a conflict for everyone alike, and so is that of
+  an image that had bytes and was deleted: hypervisors keep images by their ids (OSSN-0075). Administrators may give it again.
 - Only administrators publish, where public images need no approval, deactivate and reactivate (M16), and give an image to another
   project. What a change means for an image's approval is decided in `broker.vet`; to set the status of one that waits for it, or was
   refused it, is a decision on it.
@@ -105,6 +106,8 @@ async def create_image(context: Context, client: Client, request: Mapping[str, A
         async with transaction(context.db) as connection:
             await _require_readable(connection, client, formats)
             image = await images.insert(connection, wanted)
+            if ("id" in request or claim.repeated) and principal.role is not Role.ADMIN:
+                await images.require_unused(connection, id)
     except errors.Conflict:
         known = await images.get(context.db, id) if claim.repeated else None
         if known is None or (known.project, known.subject, known.name) != (wanted.project, wanted.subject, wanted.name):

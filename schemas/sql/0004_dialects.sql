@@ -122,3 +122,13 @@ ALTER TABLE destinations ADD COLUMN bound text[];
 CREATE INDEX images_by_creation ON images (created_at, id);
 -- Commands name images by their names; and lists that are sorted by them.
 CREATE INDEX images_by_name ON images (name);
+
+-- Ids of deleted images that had bytes (broker/catalog/images.py): who still uses such an id is not to be given somebody else's bytes by it.
+CREATE TABLE former_images (id uuid PRIMARY KEY);
+
+CREATE FUNCTION keep_former_ids() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO former_images SELECT id FROM gone WHERE status <> 'queued' ON CONFLICT DO NOTHING;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER former AFTER DELETE ON images REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION keep_former_ids();

@@ -14,6 +14,7 @@ from broker.service import blobs as blob_service
 from broker.service import images as service
 from broker.service.idempotency import Claim
 from tests.catalog.registry import ADMIN, ALICE, BOB, MD5, READER, SERVICE, Registry
+from tests.parts.condition import until
 
 
 def fresh() -> Claim:
@@ -49,6 +50,35 @@ async def test_a_taken_id_is_a_conflict_whoever_has_it(registry: Registry) -> No
             await service.create_image(registry.context, client, {"name": "debian", "id": str(id)}, fresh())
         details.append(caught.value.problem())
     assert details[0] == details[1]
+
+
+async def test_the_id_of_an_image_that_had_bytes_is_never_given_again(registry: Registry) -> None:
+    """Else whoever is told to boot it would boot another one. Who had it, and what is left unfinished, makes no difference to others."""
+    booted = await registry.add_image(ALICE, {"raw": await registry.add_blob(BlobState.ACTIVE)})
+    empty = await registry.add_image(ALICE, {})
+    for id in (booted, empty):
+        await service.delete_image(registry.context, ALICE, id, None)
+    for client, claim in ((ALICE, fresh()), (BOB, fresh()), (BOB, Claim(booted, repeated=True))):
+        request = {"name": "debian"} if claim.repeated else {"name": "debian", "id": str(booted)}
+        with pytest.raises(errors.Conflict, match="taken"):
+            await service.create_image(registry.context, client, request, claim)
+        with pytest.raises(errors.NotFound):
+            await service.get_image(registry.context, ADMIN, booted)
+    assert (await service.create_image(registry.context, BOB, {"name": "n", "id": str(empty)}, fresh())).body["project"] == "q"
+    assert (await service.create_image(registry.context, ADMIN, {"name": "n", "id": str(booted)}, fresh())).body["id"] == str(booted)
+
+
+async def test_an_id_is_not_given_again_while_its_image_is_being_deleted(registry: Registry) -> None:
+    id = await registry.add_image(ALICE, {"raw": await registry.add_blob(BlobState.ACTIVE)})
+    async with registry.db.acquire() as connection, connection.transaction():
+        await connection.execute("DELETE FROM images WHERE id = $1", id)
+        again = asyncio.create_task(service.create_image(registry.context, BOB, {"name": "n", "id": str(id)}, fresh()))
+        await until(lambda: registry.db.fetchval(_WAITS), "nobody waits for the deletion")
+    with pytest.raises(errors.Conflict, match="taken"):
+        await again
+
+
+_WAITS = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')"
 
 
 async def test_a_repeated_request_shows_its_own_image_and_no_other(registry: Registry) -> None:

@@ -27,8 +27,8 @@ COMMIT = {"size": len(CONTENT), "digests": digests(CONTENT)}
 
 # Row by row, since a table that is truncated is a file made anew; without triggers, which would keep books on it.
 EMPTIED = (
-    "lfs_objects", "image_verdicts", "image_members", "copies", "replicas", "image_blobs", "images", "destinations", "uploads", "leases",
-    "tickets", "blobs",
+    "lfs_objects", "former_images", "image_verdicts", "image_members", "copies", "replicas", "image_blobs", "images", "destinations",
+    "uploads", "leases", "tickets", "blobs",
 )  # fmt: skip
 EMPTY = "BEGIN; SET LOCAL session_replication_role = replica; " + "".join(f"DELETE FROM {table}; " for table in EMPTIED) + "COMMIT"
 
