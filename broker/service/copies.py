@@ -3,7 +3,8 @@
 Rules
 - The broker moves no byte. An agent (`broker agent`) takes a copy, reads the blob by an ordinary ticket and writes it by an
   ordinary upload, whose commit looks at the store; what it says of the end only closes the entry.
-- A copy is asked for once: the same blob to the same store is the same copy while it is under way.
+- A copy is asked for once: the same blob to the same store is the same copy while it is under way. Whoever has an image of the blob
+  sees it as the copy of that image, whoever asked for it.
 - The replica belongs to the project that asked, which may remove it again, and not to the agent's.
 - What one may not know of (an image, a private store) is not told, in lists neither.
 """
@@ -11,11 +12,13 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 from broker import errors, permit
-from broker.catalog import copies, replicas
+from broker.catalog import copies, replicas, views
+from broker.catalog.connect import reachable
 from broker.catalog.copies import Copy
 from broker.model import Client, Exposure, Image, Purpose, ReplicaState, Store
 from broker.service import replicas as replica_service
@@ -69,9 +72,10 @@ async def ask(context: Context, client: Client, image: Image, store: str, purpos
     if any(record.replica.store == target.name and record.replica.state is ReplicaState.ACTIVE for record in found):
         raise errors.Conflict("The store has this image already.", field="store", expected="another store")
     principal = client.principal
-    return await copies.insert(
+    made = await copies.insert(
         context.db, id, image=image.id, blob=blob, store_id=target.id, purpose=purpose, project=principal.project, subject=principal.subject
     )
+    return replace(made, image_id=image.id)  # another project may have asked for it, for an image that this one may not know
 
 
 async def get_copy(context: Context, client: Client, id: UUID) -> dict[str, Any]:
@@ -123,11 +127,14 @@ async def _known(context: Context, client: Client, id: UUID) -> Copy:
     copy, principal = await copies.get(context.db, id), client.principal
     if copy is None or not (copy.exposure is Exposure.PUBLIC or principal.sees_private_stores):
         raise errors.NotFound("No such copy.")
-    if copy.project != principal.project and not principal.sees_private_stores:
-        image = await visible(context, client, copy.image_id)
-        if image.project != principal.project:
-            raise errors.NotFound("No such copy.")
-    return copy
+    if copy.project == principal.project or principal.sees_private_stores:
+        return copy
+    with reachable():
+        (view,) = await views.blobs(context.db, [copy.blob_id])
+    own = [] if view is None else [image.id for image in view.images if image.project == principal.project]
+    if not own:
+        raise errors.NotFound("No such copy.")
+    return copy if copy.image_id in own else replace(copy, image_id=own[0])
 
 
 def render(copy: Copy) -> dict[str, Any]:

@@ -46,6 +46,8 @@ REFUSED: list[tuple[str, str, bytes | None, str, int, str]] = [
     ("DELETE", IMAGE, None, "", 404, "No such image"),
     ("DELETE", "/v2/images/debian", None, "", 404, "No such image"),
     ("PUT", f"{IMAGE}/tags/x", None, "", 404, "No such image"),
+    ("GET", f"{IMAGE}/members/a%00b", None, "", 400, "member_id"),
+    ("DELETE", f"{IMAGE}/members/a%00b", None, "", 400, "member_id"),
     ("POST", f"{IMAGE}/actions/deactivate", None, "", 404, "No such image"),
     ("POST", f"{IMAGE}/actions/explode", None, "", 404, "no such path"),
     ("GET", "/v2/metadefs/namespaces", None, "", 404, "no such path"),
