@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 import click
 
@@ -39,13 +40,21 @@ async def _find(connection: Connection, text: str) -> tuple[Mapping[str, Any], l
             return await _other(broker, text), []
         if named.image is not None:
             image = await broker.image(named.image)
-            return image.document, [replica for blob in image.blobs.values() async for replica in broker.blob_replicas(blob.id)]
+            return image.document, [replica for blob in image.blobs.values() for replica in await _replicas(broker, blob.id)]
         assert named.blob is not None
         blob = await broker.blob(named.blob)
         shown = {key: value for key, value in blob.document.items() if key != "pieces"}
         if blob.pieces is not None:
             shown["pieces"] = f"{len(blob.pieces.digests)} of {blob.pieces.length} bytes"
         return shown, [replica async for replica in broker.blob_replicas(blob.id)]
+
+
+async def _replicas(broker: Broker, blob: UUID) -> list[Replica]:
+    """Those of one blob of an image; none where the image is seen but its bytes are withheld (deactivated, waiting for approval)."""
+    try:
+        return [replica async for replica in broker.blob_replicas(blob)]
+    except NotFound:
+        return []
 
 
 async def _other(broker: Broker, text: str) -> Mapping[str, Any]:

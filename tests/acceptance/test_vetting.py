@@ -355,6 +355,8 @@ def test_an_image_is_proposed_and_approved_from_the_command_line(house: House) -
     assert id in house.broker("image", "pending", role=Role.ADMIN).output
     refused = house.broker("image", "approve", id)
     assert (refused.exit_code, "Not allowed" in refused.output) == (3, True), refused.output
+    shown = house.broker("show", id)  # its project sees the image, and not where the bytes are
+    assert (shown.exit_code, "pending" in shown.output) == (0, True), shown.output
     rejected = house.broker("image", "reject", id, "--reason", "who are you?", role=Role.ADMIN)
     assert rejected.exit_code == 0, rejected.output
     assert "who are you?" in house.broker("image", "vetting", id).output
