@@ -117,8 +117,6 @@ async def _over_when_refused(context: Context, mine: Upload) -> AsyncIterator[No
 async def _keep(context: Context, mine: Upload, size: int | None) -> None:
     """See that staged bytes are there, and as many as were told."""
     _, observed = await _look(context, mine)
-    if observed.size == 0:
-        raise errors.Invalid("Nothing was sent.", expected="at least one byte")
     if size is not None and size != observed.size:
         raise errors.Mismatch(f"The store has {observed.size} bytes, and {size} were to come.")
 
@@ -134,7 +132,8 @@ async def _commit(context: Context, mine: Upload, size: int | None) -> None:
 
 
 async def _look(context: Context, mine: Upload) -> tuple[Store, Observation]:
-    """The store, and what it says of the object that was sent to it. Raises `NotUploaded`, `StoreUnavailable`, `Gone`."""
+    """The store, and what it says of the object that was sent to it. Raises `NotUploaded`, `Invalid` (0 bytes), `StoreUnavailable`,
+    `Gone`."""
     if mine.state not in (UploadState.OPEN, UploadState.COMMITTING):
         raise errors.Gone("The upload has ended; send the bytes again.")
     store, place = upload.active_place(context, mine, None)
@@ -142,6 +141,8 @@ async def _look(context: Context, mine: Upload) -> tuple[Store, Observation]:
     for key in (place.staging_key, *reversed(place.sealed_keys)):
         observed = await driver.stat(key)
         if observed is not None:
+            if observed.size == 0:
+                raise errors.Invalid("An image of 0 bytes is not taken.", expected="at least one byte")
             return store, observed
     raise errors.NotUploaded("The store does not have the object.")
 

@@ -12,7 +12,7 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -348,6 +348,12 @@ BAD: Mapping[str, tuple[int, str, dict[str, str]]] = {
 }
 
 
+async def _nothing() -> AsyncIterator[bytes]:
+    """A body of unknown length that ends before it begins."""
+    for part in ():
+        yield part
+
+
 async def test_refusals_are_glances(house: House) -> None:
     """In Glance's shape, whatever is wrong; the image waits for its bytes as before."""
     id, none = house.new(), "00000000-0000-4000-8000-000000000000"
@@ -362,11 +368,12 @@ async def test_refusals_are_glances(house: House) -> None:
         (f"{bare}/file", (400, "disk_format, container_format", {})),
         (f"{bare}/stage", (400, "disk_format, container_format", {})),
         (f"{id}/file", (400, "0 bytes", {"empty": "yes"})),
+        (f"{id}/file", (400, "0 bytes", {"empty": "in chunks"})),
     ]
     async with aiohttp.ClientSession(skip_auto_headers=("Content-Type",)) as session:
         for path, (status, words, more) in cases:
             headers = {"X-Auth-Token": house.token(), "Content-Type": "application/octet-stream", **more}
-            body = b"" if headers.pop("empty", None) else b"12345"
+            body = {"": b"12345", "yes": b"", "in chunks": _nothing()}[headers.pop("empty", "")]
             sent = {name: value for name, value in headers.items() if value}
             async with session.put(f"{house.edge.url}/v2/images/{path}", data=body, headers=sent) as answer:
                 told = await answer.json()
