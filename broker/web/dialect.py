@@ -20,13 +20,15 @@ Render = Callable[[BrokerError, bool], tuple[int, bytes, dict[str, str]]]
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """One API. `handlers` are named as the operations of the contract, in snake_case; `prefixes` end in no slash. `request_id` is one more
-    header field that tells the request's id, where clients look for it under another name than X-Request-Id."""
+    header field that tells the request's id, where clients look for it under another name than X-Request-Id. `unknown` is what
+    a path below its prefixes is told that no operation has."""
 
     contract: Contract
     prefixes: tuple[str, ...]
     handlers: Mapping[str, Handler]
     render: Render
     request_id: str | None = None
+    unknown: str = "There is no such path."
 
     def has(self, path: str) -> bool:
         """Whether `path` is one of this dialect's."""

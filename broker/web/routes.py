@@ -121,7 +121,7 @@ class Router:
                         raise errors.Malformed("The path is no UTF-8.") from None
                     break
             else:
-                raise errors.NotFound("There is no such path.")
+                raise errors.NotFound(self.dialect_of(path).unknown)
         route = methods.get(method)
         if route is None:
             raise errors.MethodNotAllowed(expected=", ".join(sorted(methods)))

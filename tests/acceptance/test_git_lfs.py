@@ -469,7 +469,8 @@ async def test_requests_that_are_none(bed: Bed) -> None:
     assert await status(raw=upload, who=bed.api(project="other")) == 404
     assert await status("/lfs/demo/table/objects/verify", raw=orjson.dumps(GOOD)) == 404
     assert await status("/lfs/demo/table/objects/verify", raw=orjson.dumps({**GOOD, "oid": "x"})) == 422
-    for path, method in (("/lfs/demo/table/nothing", "GET"), ("/lfs", "GET")):
+    for path, method in (("/lfs/demo/table/nothing", "GET"), ("/lfs/demo/objects/batch", "POST"), ("/lfs", "GET")):
         async with bed.session.request(method, bed.url + path) as response:
             assert (response.status, response.headers["Content-Type"]) == (404, MEDIA_TYPE)
-            assert set(await response.json(content_type=None)) == {"message"}
+            told = await response.json(content_type=None)
+            assert (set(told), "/lfs/PROJECT/REPOSITORY" in told["message"]) == ({"message"}, True)

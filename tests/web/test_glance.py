@@ -50,7 +50,7 @@ REFUSED: list[tuple[str, str, bytes | None, str, int, str]] = [
     ("DELETE", f"{IMAGE}/members/a%00b", None, "", 400, "member_id"),
     ("POST", f"{IMAGE}/actions/deactivate", None, "", 404, "No such image"),
     ("POST", f"{IMAGE}/actions/explode", None, "", 404, "no such path"),
-    ("GET", "/v2/metadefs/namespaces", None, "", 404, "no such path"),
+    ("GET", "/v2/metadefs/namespaces", None, "", 404, "no metadata definitions"),
     ("PUT", IMAGE, None, "", 405, "DELETE, GET, HEAD, PATCH"),
     ("POST", "/v2/schemas/image", None, "", 405, "GET, HEAD"),
     ("GET", "/v2/images?limit=many", None, "", 400, "limit"),

@@ -13,4 +13,7 @@ from broker.web.glance import about, cache, download, fault, images, imports, in
 _MODULES = (about, cache, download, images, imports, info, locations, members, upload)
 _HANDLERS: dict[str, Handler] = {name: getattr(module, name) for module in _MODULES for name in module.__all__}
 
-DIALECT = Dialect(Contract("glance.json"), ("/v2", "/versions"), _HANDLERS, fault.render, "X-Openstack-Request-Id")
+DIALECT = Dialect(
+    Contract("glance.json"), ("/v2", "/versions"), _HANDLERS, fault.render, "X-Openstack-Request-Id",
+    "There is no such path: the broker has images, their members, locations and cache, but no tasks and no metadata definitions.",
+)  # fmt: skip

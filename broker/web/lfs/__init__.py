@@ -7,4 +7,7 @@ from broker.web.dialect import Dialect
 from broker.web.lfs import handlers
 from broker.web.lfs.render import render
 
-DIALECT = Dialect(Contract("lfs.json"), ("/lfs",), {name: getattr(handlers, name) for name in handlers.__all__}, render)
+DIALECT = Dialect(
+    Contract("lfs.json"), ("/lfs",), {name: getattr(handlers, name) for name in handlers.__all__}, render,
+    unknown="There is no such path: a repository (lfs.url) is /lfs/PROJECT/REPOSITORY, and only its batches and locks are answered.",
+)  # fmt: skip
