@@ -30,17 +30,22 @@ Value = TypeVar("Value")
 
 _HINTS: dict[type[errors.BrokerError], str] = {
     errors.Unauthenticated: "set BROKER_TOKEN to a valid token; its operator makes one with: broker token create (--config …)",
-    errors.Forbidden: "ask for a token with a larger role (reader, member, service, admin)",
-    errors.NotFound: "broker ls (images, stores, replicas, sites), broker quota list and broker key list show what this token may see",
+    errors.Forbidden: "ask an administrator, or use a token of another project or role",
+    errors.NotFound: "broker ls (images, stores, replicas, copies, sites), broker quota list, broker key list show what this token may see",
     errors.NoSource: "broker ticket IMAGE shows why each store is excluded",
     errors.NoDestination: "broker ls stores lists stores; broker store probe NAME tells what one can do",
     errors.Busy: "try again later",
     errors.QuotaExceeded: "if that does not help, ask an administrator (broker quota)",
     errors.PreconditionFailed: "somebody changed it meanwhile: look again, then repeat",
     errors.Gone: "run the same command again: it begins anew",
-    errors.Mismatch: "nothing was kept at the store; run the same command again",
+    errors.Mismatch: "see that these are the right bytes, then run the same command again",
     errors.StoreUnavailable: "is the store running, are its address and its credential right? Else try again later, or elsewhere",
     errors.Unavailable: "try again later",
+}
+
+_FIELD_HINTS = {
+    "observed": "where the broker cannot look, broker replica register, adopt --file and set --file tell what this machine sees; "
+    "where it can, broker replica add, or adopt without --file",
 }
 
 
@@ -73,7 +78,7 @@ def explain(error: errors.BrokerError | ClientError) -> list[str]:
     if error.field:
         lines[0] += f" (field {error.field}" + (f", expected {error.expected})" if error.expected else ")")
     lines += [f"  {item['store']}: {item['reason']}" for item in error.extra.get("excluded", ())]
-    hint = next((text for kind, text in _HINTS.items() if isinstance(error, kind)), "")
+    hint = next((text for kind, text in _HINTS.items() if isinstance(error, kind)), _FIELD_HINTS.get(error.field or "", ""))
     if error.retry_after and not isinstance(error, errors.StoreUnavailable):
         later = f"try again in {error.retry_after:.0f} s"
         hint = f"{later}; {hint}" if isinstance(error, errors.QuotaExceeded) else later

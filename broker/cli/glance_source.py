@@ -23,12 +23,15 @@ class Glance:
     def __init__(self, cloud: str | None) -> None:
         try:
             import openstack
-            from keystoneauth1.exceptions import ClientException
+            from keystoneauth1 import exceptions as keystone
         except ImportError:
             raise WrongSetting("openstacksdk is not installed", "pip install 'transfer-broker[openstack]'") from None
-        self._errors = (ClientException, openstack.exceptions.SDKException)
+        self._errors = (keystone.ClientException, openstack.exceptions.SDKException)
         try:
             self._image: Any = openstack.connect(cloud=cloud).image
+        except (keystone.DiscoveryFailure, keystone.ConnectionError, keystone.Unauthorized) as error:
+            kind = type(error).__name__
+            raise ClientError(f"no login at the cloud ({kind})", "are its auth_url and its credential right, and does it run?") from None
         except self._errors as error:
             raise WrongSetting(
                 f"no cloud to read from ({type(error).__name__})", "name one of clouds.yaml by --cloud, or set the OS_* variables"

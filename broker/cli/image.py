@@ -88,7 +88,7 @@ def change(connection: Connection, image: str, properties: tuple[str, ...], remo
     print_table(("field", "value"), flattened(exits.run(connection.ask(work)).document))
 
 
-@command.command()
+@command.command(short_help="Delete an image and what only it needs.")
 @click.argument("image")
 @click.option("--json", "as_json", is_flag=True, help="What is deleted and what stays, as JSON.")
 @connected

@@ -28,7 +28,7 @@ from broker.errors import Conflict
 _ENDINGS = (".pem", ".crt", ".der")
 
 
-@click.command()
+@click.command(short_help="List the images that wait for approval.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @connected
 def pending(connection: Connection, as_json: bool) -> None:
@@ -45,7 +45,7 @@ def pending(connection: Connection, as_json: bool) -> None:
     print_table(("image", "name", "project", "visibility", "formats", "changed"), rows)
 
 
-@click.command()
+@click.command(short_help="Approve an image as it is now.")
 @click.argument("image")
 @connected
 def approve(connection: Connection, image: str) -> None:
@@ -53,7 +53,7 @@ def approve(connection: Connection, image: str) -> None:
     _decide(connection, image, "approved", "")
 
 
-@click.command()
+@click.command(short_help="Reject an image: it gives no tickets until approved.")
 @click.argument("image")
 @click.option("--reason", default="", help="Why; its project can read it.")
 @connected
@@ -70,7 +70,7 @@ def _decide(connection: Connection, name: str, decision: str, reason: str) -> No
     print_history(exits.run(connection.ask(work)))
 
 
-@click.command()
+@click.command(short_help="Show what was decided of an image.")
 @click.argument("image")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @connected
@@ -106,7 +106,7 @@ class _Verdict(NamedTuple):
     detail: str
 
 
-@click.command()
+@click.command(short_help="Check the signature of an image.")
 @click.argument("image")
 @click.option(
     "--certificate-dir", "certificates", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -184,7 +184,7 @@ def _certificate(directory: Path, id: str) -> x509.Certificate:
         raise LocalTrouble(f"{path} is no certificate that can be read") from None
 
 
-@click.command()
+@click.command(short_help="List whom an image is shared with.")
 @click.argument("image")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @connected
@@ -201,7 +201,7 @@ def members(connection: Connection, image: str, as_json: bool) -> None:
     print_table(("project", "status", "since"), [(member["member"], member["status"], member["created_at"]) for member in found])
 
 
-@click.command()
+@click.command(short_help="Share an image with projects.")
 @click.argument("image")
 @click.argument("projects", nargs=-1, required=True)
 @connected
@@ -221,7 +221,7 @@ def share(connection: Connection, image: str, projects: tuple[str, ...]) -> None
     exits.run(connection.ask(work))
 
 
-@click.command()
+@click.command(short_help="Share an image with projects no more.")
 @click.argument("image")
 @click.argument("projects", nargs=-1, required=True)
 @connected
@@ -236,7 +236,7 @@ def unshare(connection: Connection, image: str, projects: tuple[str, ...]) -> No
     exits.run(connection.ask(work))
 
 
-@click.command()
+@click.command(short_help="Take a shared image into your lists.")
 @click.argument("image")
 @click.argument("project")
 @connected
@@ -245,7 +245,7 @@ def accept(connection: Connection, image: str, project: str) -> None:
     _answer(connection, image, project, "accepted")
 
 
-@click.command()
+@click.command(short_help="Keep a shared image out of your lists.")
 @click.argument("image")
 @click.argument("project")
 @connected

@@ -27,7 +27,7 @@ def command() -> None:
     """Register objects as replicas, change and forget them."""
 
 
-@command.command()
+@command.command(short_help="Register an object, by what the broker sees.")
 @click.argument("blob", type=click.UUID)
 @click.option("--store", required=True, help="The store where it lies.")
 @click.option("--key", required=True, help="Its key there.")
@@ -40,7 +40,7 @@ def add(connection: Connection, blob: UUID, store: str, key: str, purpose: str |
     _show(exits.run(connection.ask(lambda broker: broker.register_replica(blob, body))))
 
 
-@command.command()
+@command.command(short_help="Register a file, by what this machine sees.")
 @click.argument("blob", type=click.UUID)
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--store", required=True, help="The store, of kind path or rbd, where it lies.")
@@ -63,7 +63,7 @@ def register(connection: Connection, blob: UUID, file: Path, store: str, key: st
     _show(exits.run(connection.ask(work)))
 
 
-@command.command()
+@command.command(short_help="Make an object one more format of an image.")
 @click.argument("image", type=click.UUID)
 @click.option("--format", required=True, help="Disk format of the object, one that the image does not have yet.")
 @click.option("--store", required=True, help="The store where it lies.")
@@ -135,7 +135,7 @@ def change(
     _show(exits.run(connection.ask(work)))
 
 
-@command.command()
+@command.command(short_help="Forget a replica.")
 @click.argument("replica", type=click.UUID)
 @connected
 def remove(connection: Connection, replica: UUID) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from aiohttp.test_utils import TestServer
 
 from broker import errors
 from broker.cli import exits
+from broker.cli.glance_source import Glance
 from broker.client import settings
 from broker.client.api import Broker, problem
-from broker.client.trouble import BrokerUnreachable, LocalTrouble, NoBroker, TransferFailed, VerificationFailed, WrongSetting
-from tests.parts.process import find_program
+from broker.client.trouble import BrokerUnreachable, ClientError, LocalTrouble, NoBroker, TransferFailed, VerificationFailed, WrongSetting
+from tests.parts.process import find_program, free_ports
 
 
 @pytest.mark.parametrize("kind", errors.problem_types().values())
@@ -78,6 +80,10 @@ def test_lines_say_why_and_what_next() -> None:
     assert exits.explain(errors.Busy("Full.", retry_after=12))[-1] == "try again in 12 s"
     last = exits.explain(errors.QuotaExceeded("Too much.", retry_after=12))[-1]
     assert last == "try again in 12 s; if that does not help, ask an administrator (broker quota)"
+    assert "replica add" in exits.explain(errors.Invalid("The broker looks at this store itself.", field="observed", expected="none"))[-1]
+    assert "replica register" in exits.explain(errors.Invalid("The broker cannot look at this store.", field="observed"))[-1]
+    assert "administrator" in exits.explain(errors.Forbidden("An administrator has rejected the image."))[-1]
+    assert exits.explain(errors.Invalid("No.", field="name"))[-1] == "Invalid field: No. (field name)"
 
 
 def test_url_and_token_are_found_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +124,25 @@ def test_a_token_of_keystone_has_a_header_of_its_own(tmp_path: Path, monkeypatch
     with pytest.raises(LocalTrouble, match="OS_TOKEN") as caught:
         settings.find_authorization()
     assert "two words" not in str(caught.value)
+
+
+def test_a_cloud_that_is_away_is_not_one_that_was_not_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("OS_")]:
+        monkeypatch.delenv(name)
+    with pytest.raises(WrongSetting, match="no cloud to read from") as caught:
+        Glance("unheard-of")
+    assert "clouds.yaml" in exits.explain(caught.value)[-1]
+    (port,) = free_ports(1)
+    away = f"http://127.0.0.1:{port}/v3"
+    given = {"AUTH_URL": away, "USERNAME": "x", "PASSWORD": "secret-1", "PROJECT_NAME": "x", "USER_DOMAIN_ID": "default"}
+    for name, value in given.items():
+        monkeypatch.setenv(f"OS_{name}", value)
+    with pytest.raises(ClientError, match="no login at the cloud") as refused:
+        Glance(None)
+    assert "auth_url" in exits.explain(refused.value)[-1]
+    assert "secret-1" not in str(refused.value)
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "nonsense", "http://"])
