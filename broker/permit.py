@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
-from broker.model import Exposure, Image, ImageStatus, Principal, Replica, Role, Store, Visibility
+from broker.model import BlobState, Exposure, Image, ImageStatus, Principal, Replica, Role, Store, Visibility
 
 
 class Owned(Protocol):
@@ -84,6 +84,14 @@ def may_read_image(principal: Principal, image: Image | ImageAccess) -> bool:
 def may_read_blob(principal: Principal, images: Iterable[ImageAccess]) -> bool:
     """A blob is readable through any image that is; one that no image refers to, only by administrators."""
     return principal.role is Role.ADMIN or any(may_read_image(principal, image) for image in images)
+
+
+def may_name_blob(principal: Principal, images: Collection[ImageAccess], state: BlobState | None) -> bool:
+    """Whether a principal may make an image of a blob that `images` have. Whoever has an image of a queued one may upload its bytes, so
+    that one is for the project alone that has it already."""
+    if state is BlobState.QUEUED and principal.role is not Role.ADMIN and any(image.project != principal.project for image in images):
+        return False
+    return state in (BlobState.QUEUED, BlobState.ACTIVE) and may_read_blob(principal, images)
 
 
 def anyone_may_read(images: Iterable[tuple[str, str]]) -> bool:

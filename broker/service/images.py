@@ -7,7 +7,8 @@ Rules
   project. What a change means for an image's approval is decided in `broker.vet`; to set the status of one that waits for it, or was
   refused it, is a decision on it.
 - A protected image is deleted by nobody; whoever may change it takes the protection away first.
-- A blob can be named only by who may read it: nobody gets at bytes by guessing a blob's id.
+- A blob can be named only by who may read it: nobody gets at bytes by guessing a blob's id. One whose bytes are still to come can be
+  named only by who may bring them: else others would say what they are.
 - Deleting an image deletes the bytes that no other image needs, where that right was delegated (invariant 7); other replicas
   are forgotten and their bytes stay. Who deletes is told what stays on the stores that he may know, and of no others.
 """
@@ -245,15 +246,11 @@ def _deactivated(client: Client, image: Image, request: Mapping[str, Any]) -> bo
 
 
 async def _require_readable(connection: Any, client: Client, formats: Mapping[str, UUID]) -> None:
-    """Lock the blobs. Raises `NotFound` for one that does not exist, is being deleted or may not be read."""
+    """Lock the blobs. Raises `NotFound` for one that does not exist, is being deleted or may not be named."""
     states = await blobs.lock(connection, formats.values())
     seen = await views.blobs(connection, list(formats.values()))
     for format, view in zip(formats, seen, strict=True):
-        if (
-            view is None
-            or states.get(view.blob.id) in (None, BlobState.DELETING)
-            or not permit.may_read_blob(client.principal, view.images)
-        ):
+        if view is None or not permit.may_name_blob(client.principal, view.images, states.get(view.blob.id)):
             raise errors.NotFound("No such blob.", field=f"blobs.{format}", expected="a blob that you may read")
 
 

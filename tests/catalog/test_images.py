@@ -52,6 +52,20 @@ async def test_a_taken_id_is_a_conflict_whoever_has_it(registry: Registry) -> No
     assert details[0] == details[1]
 
 
+async def test_what_an_image_will_hold_is_for_its_own_project_to_say(registry: Registry) -> None:
+    """Whoever shares a queued blob could bring its bytes, into the public image too."""
+    queued, active = await registry.add_blob(), await registry.add_blob(BlobState.ACTIVE)
+    await registry.add_image(ALICE, {"raw": queued, "qcow2": active}, visibility="public")
+    for client in (BOB, SERVICE):
+        with pytest.raises(errors.NotFound):
+            await service.create_image(registry.context, client, {"name": "n", "blobs": {"raw": str(queued)}}, fresh())
+        made = await service.create_image(registry.context, client, {"name": "n", "blobs": {"raw": str(active)}}, fresh())
+        assert made.body["status"] == "active"
+    for client in (ALICE, ADMIN):
+        made = await service.create_image(registry.context, client, {"name": "n", "blobs": {"raw": str(queued)}}, fresh())
+        assert made.body["status"] == "queued"
+
+
 async def test_the_id_of_an_image_that_had_bytes_is_never_given_again(registry: Registry) -> None:
     """Else whoever is told to boot it would boot another one. Who had it, and what is left unfinished, makes no difference to others."""
     booted = await registry.add_image(ALICE, {"raw": await registry.add_blob(BlobState.ACTIVE)})
