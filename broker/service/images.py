@@ -26,7 +26,7 @@ from broker.catalog.connect import reachable
 from broker.catalog.image_search import Search
 from broker.catalog.replicas import ReplicaRecord
 from broker.catalog.transaction import transaction
-from broker.model import Blob, BlobState, Client, Exposure, Image, ImageStatus, MemberStatus, ReplicaState, Role, Vetting, Visibility
+from broker.model import Blob, Client, Exposure, Image, ImageStatus, MemberStatus, ReplicaState, Role, Vetting, Visibility
 from broker.service import vetting
 from broker.service.context import Context
 from broker.service.idempotency import Claim
