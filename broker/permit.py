@@ -27,6 +27,13 @@ class Owned(Protocol):
     def is_withheld(self) -> bool: ...
 
 
+class Exposed(Protocol):
+    """A store, or whatever tells of the store that it is about."""
+
+    @property
+    def exposure(self) -> Exposure: ...
+
+
 FOR_ALL = (Visibility.COMMUNITY, Visibility.PUBLIC)
 """What every principal may see by its id."""
 
@@ -47,7 +54,7 @@ class ImageAccess:
     is_withheld: bool
 
 
-def may_see_store(principal: Principal, store: Store) -> bool:
+def may_see_store(principal: Principal, store: Exposed) -> bool:
     """Private stores exist only for the roles ``admin`` and ``service`` (M13)."""
     return store.exposure is Exposure.PUBLIC or principal.sees_private_stores
 

@@ -54,8 +54,7 @@ async def adopt_object(context: Context, client: Client, image: UUID, request: M
         if not target.new_blob and (await blobs.lock(connection, [target.blob_id])).get(target.blob_id) is not BlobState.QUEUED:
             raise errors.Conflict("The image has changed meanwhile. Send the request again.")
         record = await take_over(connection, client, replica, store, about, proof)
-    context.memory.forget("image", str(image))
-    context.memory.forget("blob", str(target.blob_id))
+    context.memory.forget_image(image, [target.blob_id])
     return replicas.shown(client, record)
 
 

@@ -10,7 +10,7 @@ import orjson
 
 from broker import errors, formats, rank
 from broker.model import Client
-from broker.permit import may_see_store
+from broker.service import visible
 from broker.service.context import Context
 from broker.service.instants import instant
 
@@ -57,8 +57,7 @@ def store_names(context: Context, client: Client, request: Mapping[str, Any], fi
     if not names:
         return _ANY
     for index, name in enumerate(names):
-        store = context.memory.store(name)
-        if store is None or not may_see_store(client.principal, store):
+        if visible.store(context, client, name) is None:
             raise errors.Invalid("No such store.", field=f"{field}.{index}", expected="a store of GET /v1/stores")
     return frozenset(names)
 
@@ -86,6 +85,12 @@ def considered(choice: formats.Choice) -> list[dict[str, Any]]:
 def conversion(format: str | None, formats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a ticket says of converting: how long it takes the client, and what else was considered."""
     return {"seconds": next((each["conversion_seconds"] for each in formats if each["format"] == format), 0.0), "formats": formats}
+
+
+def parsed(ticket: Mapping[str, Any]) -> dict[str, Any]:
+    """A ticket as plain values, for who renders it in other words: parts of it are JSON already (`negotiate`)."""
+    plain: dict[str, Any] = orjson.loads(orjson.dumps(ticket))
+    return plain
 
 
 def render_download(

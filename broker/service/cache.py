@@ -21,8 +21,9 @@ from broker.catalog.replicas import Cached, ReplicaRecord
 from broker.model import CACHE, Client, ImageStatus, Purpose, ReplicaState, Store, new_id
 from broker.service import copies as copy_service
 from broker.service import replicas as replica_service
+from broker.service import visible
 from broker.service.context import Context
-from broker.service.locations import main_format, visible
+from broker.service.locations import main_format
 
 MOST = 10_000
 """Images that a list of the cache tells of."""
@@ -52,7 +53,7 @@ async def state(context: Context, client: Client) -> CacheState:
 
 async def queue(context: Context, client: Client, id: UUID) -> None:
     """Have an image copied to every cache. Raises `NotFound` (no such image, or there is no cache) and `Invalid` (it has no bytes)."""
-    image = await visible(context, client, id)
+    image = await visible.image(context, client, id)
     if image.status is not ImageStatus.ACTIVE:
         raise errors.Invalid("Only active images can be cached.", field="status", expected="active")
     caches = [store for store in copy_service.targets(context, client) if is_cache(store)]
@@ -67,7 +68,7 @@ async def queue(context: Context, client: Client, id: UUID) -> None:
 
 async def remove(context: Context, client: Client, id: UUID) -> None:
     """Take an image out of every cache and out of the queue. Raises `NotFound` (it is no image) and `LastReplica`."""
-    image = await visible(context, client, id)
+    image = await visible.image(context, client, id)
     await copies.forget(context.db, [copy.id for copy in await _waiting(context) if copy.image_id == id])
     for record in await replicas.of_blobs(context.db, list(image.blobs.values())):
         if record.replica.purpose is Purpose.CACHE and record.replica.state is not ReplicaState.DELETING:
@@ -76,7 +77,7 @@ async def remove(context: Context, client: Client, id: UUID) -> None:
 
 async def nodes(context: Context, client: Client, id: UUID) -> list[str]:
     """The endpoints of the stores with cached replicas of an image. Raises `NotFound`."""
-    image = await visible(context, client, id)
+    image = await visible.image(context, client, id)
     found = await replicas.of_blobs(context.db, list(image.blobs.values()))
     names = {each.replica.store for each in found if each.replica.purpose is Purpose.CACHE and each.replica.state is ReplicaState.ACTIVE}
     return sorted({store.endpoint for name in names if (store := context.memory.store(name)) is not None})

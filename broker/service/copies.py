@@ -20,14 +20,15 @@ from broker import errors, permit
 from broker.catalog import copies, replicas, views
 from broker.catalog.connect import reachable
 from broker.catalog.copies import Copy
-from broker.model import Client, Exposure, Image, Purpose, ReplicaState, Store
+from broker.model import Client, Image, Purpose, ReplicaState, Store
 from broker.service import replicas as replica_service
+from broker.service import visible
 from broker.service.blobs import readable
 from broker.service.context import Context
 from broker.service.idempotency import Claim
 from broker.service.instants import instant
 from broker.service.listing import id_marker, limit_of, render_page
-from broker.service.locations import main_format, visible
+from broker.service.locations import main_format
 
 
 async def list_copies(context: Context, client: Client, query: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +55,7 @@ async def create_copy(context: Context, client: Client, request: Mapping[str, An
     """
     if claim.repeated and (known := await copies.get(context.db, claim.id)) is not None:
         return render(known)
-    image = await visible(context, client, UUID(request["image"]))
+    image = await visible.image(context, client, UUID(request["image"]))
     purpose = Purpose(request.get("purpose", "origin"))
     return render(await ask(context, client, image, request["store"], purpose, id=claim.id, format=request.get("format")))
 
@@ -125,7 +126,7 @@ def targets(context: Context, client: Client) -> list[Store]:
 async def _known(context: Context, client: Client, id: UUID) -> Copy:
     """The copy, if this principal may know of it. Raises `NotFound`."""
     copy, principal = await copies.get(context.db, id), client.principal
-    if copy is None or not (copy.exposure is Exposure.PUBLIC or principal.sees_private_stores):
+    if copy is None or not permit.may_see_store(principal, copy):
         raise errors.NotFound("No such copy.")
     if copy.project == principal.project or principal.sees_private_stores:
         return copy

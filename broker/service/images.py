@@ -26,8 +26,8 @@ from broker.catalog.connect import reachable
 from broker.catalog.image_search import Search
 from broker.catalog.replicas import ReplicaRecord
 from broker.catalog.transaction import transaction
-from broker.model import Blob, Client, Exposure, Image, ImageStatus, MemberStatus, ReplicaState, Role, Vetting, Visibility
-from broker.service import vetting
+from broker.model import Blob, Client, Image, ImageStatus, MemberStatus, ReplicaState, Role, Vetting, Visibility
+from broker.service import vetting, visible
 from broker.service.context import Context
 from broker.service.idempotency import Claim
 from broker.service.instants import instant
@@ -114,13 +114,13 @@ async def create_image(context: Context, client: Client, request: Mapping[str, A
         if known is None or (known.project, known.subject, known.name) != (wanted.project, wanted.subject, wanted.name):
             raise
         return await _shown(context, known)
-    _forget(context, id, formats.values())
+    context.memory.forget_image(id, formats.values())
     return await _shown(context, image)
 
 
 async def get_image(context: Context, client: Client, id: UUID) -> Versioned:
     """One image. Raises `NotFound`."""
-    return await _shown(context, await _visible(context, client, id))
+    return await _shown(context, await visible.image(context, client, id))
 
 
 async def change_image(context: Context, client: Client, id: UUID, version: int | None, request: Mapping[str, Any]) -> Versioned:
@@ -148,7 +148,7 @@ async def change_image(context: Context, client: Client, id: UUID, version: int 
     )
     changed = replace(changed, vetting=vet.of_changed(context.policy.vetting, image, changed, client.principal.role))
     image = await images.update(context.db, changed, image.version, deactivated=deactivated)
-    _forget(context, id, image.blobs.values())
+    context.memory.forget_image(id, image.blobs.values())
     return await _shown(context, image)
 
 
@@ -173,7 +173,7 @@ async def delete_image(context: Context, client: Client, id: UUID, version: int 
             else:
                 await replicas.forget(connection, record, None)
                 kept.append(record)
-    _forget(context, id, image.blobs.values())
+    context.memory.forget_image(id, image.blobs.values())
     return {
         "id": str(id),
         "deleting": [_location(record) for record in _known(client, deleting)],
@@ -188,24 +188,16 @@ def _require_publisher(context: Context, client: Client, visibility: Visibility)
 
 def _known(client: Client, records: Iterable[ReplicaRecord]) -> Iterable[ReplicaRecord]:
     """Those on stores that this principal may know (M13)."""
-    return (record for record in records if record.exposure is Exposure.PUBLIC or client.principal.sees_private_stores)
+    return (record for record in records if permit.may_see_store(client.principal, record))
 
 
 def _location(record: ReplicaRecord) -> dict[str, Any]:
     return {"store": record.replica.store, "key": record.replica.key}
 
 
-async def _visible(context: Context, client: Client, id: UUID) -> Image:
-    """The image as the catalogue has it now. Raises `NotFound`."""
-    image = await images.get(context.db, id)
-    if image is None or not permit.may_see_image(client.principal, image):
-        raise errors.NotFound("No such image.")
-    return image
-
-
 async def _changeable(context: Context, client: Client, id: UUID, version: int | None) -> Image:
     """The image, if this principal may change it and it is at that version. Raises `NotFound`, `Forbidden`, `PreconditionFailed`."""
-    image = await _visible(context, client, id)
+    image = await visible.image(context, client, id)
     if not permit.may_change_image(client.principal, image.project):
         raise errors.Forbidden("This image belongs to another project, or your role may not write.")
     if version is not None and image.version != version:
@@ -252,13 +244,6 @@ async def _require_readable(connection: Any, client: Client, formats: Mapping[st
     for format, view in zip(formats, seen, strict=True):
         if view is None or not permit.may_name_blob(client.principal, view.images, states.get(view.blob.id)):
             raise errors.NotFound("No such blob.", field=f"blobs.{format}", expected="a blob that you may read")
-
-
-def _forget(context: Context, id: UUID, blobs: Iterable[UUID]) -> None:
-    """Let this broker know its own write at once."""
-    context.memory.forget("image", str(id))
-    for blob in blobs:
-        context.memory.forget("blob", str(blob))
 
 
 async def _shown(context: Context, image: Image) -> Versioned:

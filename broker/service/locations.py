@@ -21,8 +21,8 @@ from broker import errors, permit, verify
 from broker.catalog import blobs, copies, images, replicas, uploads
 from broker.catalog.replicas import ReplicaRecord
 from broker.catalog.transaction import transaction
-from broker.model import Blob, BlobState, Client, Digests, Exposure, Image, ImageStatus, Purpose, Replica, ReplicaState, Role, Store, new_id
-from broker.service import adopt, vetting
+from broker.model import Blob, BlobState, Client, Digests, Image, ImageStatus, Purpose, Replica, ReplicaState, Role, Store, new_id
+from broker.service import adopt, vetting, visible
 from broker.service import replicas as replica_service
 from broker.service.context import Context
 from broker.service.idempotency import Claim
@@ -57,11 +57,11 @@ async def places(context: Context, client: Client, bytes_of: Mapping[UUID, UUID 
     """The places of visible images. `bytes_of`: from each image to the blob that is its bytes."""
     by_blob: dict[UUID, list[ReplicaRecord]] = {}
     for record in await replicas.of_blobs(context.db, list({blob for blob in bytes_of.values() if blob is not None})):
-        if record.replica.state is ReplicaState.ACTIVE and _known(client, record.exposure):
+        if record.replica.state is ReplicaState.ACTIVE and permit.may_see_store(client.principal, record):
             by_blob.setdefault(record.replica.blob_id, []).append(record)
     by_image: dict[UUID, dict[str, str]] = {}
     for copy in await copies.of_images(context.db, list(bytes_of)):
-        if _known(client, copy.exposure):
+        if permit.may_see_store(client.principal, copy):
             by_image.setdefault(copy.image_id, {})[copy.store] = copy.state  # the last one is the latest
     found = {}
     for image, blob in bytes_of.items():
@@ -79,7 +79,7 @@ async def places(context: Context, client: Client, bytes_of: Mapping[UUID, UUID 
 
 async def list_locations(context: Context, client: Client, id: UUID) -> list[Shown]:
     """The locations of an image's bytes that this principal may know, in the order of their registration. Raises `NotFound`."""
-    image = await visible(context, client, id)
+    image = await visible.image(context, client, id)
     found = await places(context, client, {id: image.blobs.get(main_format(image))})
     return list(found[id].locations)
 
@@ -115,9 +115,8 @@ async def remove_from_store(context: Context, client: Client, id: UUID, store: s
 
     Raises `NotFound` (the image, the store, or the one at the other), `Forbidden`, `LastReplica`.
     """
-    image = await visible(context, client, id)
-    registered = context.memory.store(store)
-    if registered is None or not permit.may_see_store(client.principal, registered):
+    image = await visible.image(context, client, id)
+    if visible.store(context, client, store) is None:
         raise errors.NotFound("No such store.", field="store")
     found = await replicas.of_blobs(context.db, list(image.blobs.values()))
     here = [record for record in found if record.replica.store == store and record.replica.state is not ReplicaState.DELETING]
@@ -131,9 +130,7 @@ async def remove_from_store(context: Context, client: Client, id: UUID, store: s
 
 def locate_for(context: Context, client: Client, url: str) -> Location:
     """The store, of those that this principal may know, and the key that `url` names. Raises `Invalid`."""
-    principal = client.principal
-    known = [store for store in context.memory.stores().values() if permit.may_see_store(principal, store)]
-    return locate(url, known, internal=principal.sees_private_stores)
+    return locate(url, visible.stores(context, client), internal=client.principal.sees_private_stores)
 
 
 def main_format(image: Image) -> str:
@@ -154,17 +151,9 @@ def check(context: Context, client: Client, url: str, said: Digests, store: str 
     return place
 
 
-async def visible(context: Context, client: Client, id: UUID) -> Image:
-    """The image as the catalogue has it now. Raises `NotFound`."""
-    image = await images.get(context.db, id)
-    if image is None or not permit.may_see_image(client.principal, image):
-        raise errors.NotFound("No such image.")
-    return image
-
-
 async def _addable(context: Context, client: Client, id: UUID) -> Image:
     """The image, if this principal may add locations to it. Raises `NotFound`, `Forbidden`, `Conflict`."""
-    image, principal = await visible(context, client, id), client.principal
+    image, principal = await visible.image(context, client, id), client.principal
     # A service adds what it has made for somebody else: a snapshot of a volume, say.
     if not permit.may_change_image(principal, image.project) and principal.role is not Role.SERVICE:
         raise errors.Forbidden("This image belongs to another project, or your role may not write.")
@@ -189,8 +178,7 @@ async def _adopt(context: Context, client: Client, image: Image, queued: Blob | 
             raise errors.Conflict("The image has changed meanwhile. Send the request again.")
         await vetting.expect_bytes(connection, client.principal, image.id, context.policy.vetting)
         await adopt.take_over(connection, client, _first_replica(context, client, blob, store, key), store, about, proof)
-    context.memory.forget("image", str(image.id))
-    context.memory.forget("blob", str(blob.id))
+    context.memory.forget_image(image.id, [blob.id])
 
 
 def _first_replica(context: Context, client: Client, blob: Blob, store: Store, key: str) -> Replica:
@@ -206,14 +194,10 @@ def _first_replica(context: Context, client: Client, blob: Blob, store: Store, k
     )
 
 
-def _known(client: Client, exposure: Exposure) -> bool:
-    return exposure is Exposure.PUBLIC or client.principal.sees_private_stores
-
-
 def _shown(context: Context, client: Client, record: ReplicaRecord) -> Shown | None:
     replica, principal = record.replica, client.principal
-    store: Store | None = context.memory.store(replica.store)
-    if replica.state is not ReplicaState.ACTIVE or store is None or not permit.may_see_store(principal, store):
+    store = visible.store(context, client, replica.store)
+    if replica.state is not ReplicaState.ACTIVE or store is None:
         return None
     if replica.project != principal.project and not principal.sees_private_stores:
         return None

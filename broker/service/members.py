@@ -15,10 +15,11 @@ from typing import Any
 from uuid import UUID
 
 from broker import errors, permit
-from broker.catalog import images, members
+from broker.catalog import members
 from broker.catalog.members import Member
 from broker.catalog.transaction import transaction
 from broker.model import Client, Image, MemberStatus, Visibility
+from broker.service import visible
 from broker.service.context import Context
 from broker.service.instants import instant
 
@@ -48,7 +49,7 @@ async def add_member(context: Context, client: Client, id: UUID, project: str) -
         raise errors.Conflict("The image belongs to this project.", field="member", expected="another project")
     async with transaction(context.db) as connection:
         member = await members.add(connection, id, project, MAX_MEMBERS)
-    _forget(context, image)
+    context.memory.forget_image(id, image.blobs.values())
     return _render(member)
 
 
@@ -60,7 +61,7 @@ async def answer_member(context: Context, client: Client, id: UUID, project: str
     if not permit.may_answer_for(client.principal, project):
         raise errors.Forbidden("Only a member itself accepts or rejects.", field="status")
     member = _require(await members.answer(context.db, id, project, status))
-    _forget(context, image)
+    context.memory.forget_image(id, image.blobs.values())
     return _render(member)
 
 
@@ -71,13 +72,11 @@ async def remove_member(context: Context, client: Client, id: UUID, project: str
         raise errors.Forbidden("Only the image's project ends the sharing.")
     if not await members.remove(context.db, id, project):
         raise errors.NotFound("No such member.")
-    _forget(context, image)
+    context.memory.forget_image(id, image.blobs.values())
 
 
 async def _shared(context: Context, client: Client, id: UUID) -> Image:
-    image = await images.get(context.db, id)
-    if image is None or not permit.may_see_image(client.principal, image):
-        raise errors.NotFound("No such image.")
+    image = await visible.image(context, client, id)
     if image.visibility is not Visibility.SHARED:
         raise errors.Forbidden("Only shared images have members.", field="visibility", expected="shared")
     return image
@@ -92,13 +91,6 @@ def _require(member: Member | None) -> Member:
     if member is None:
         raise errors.NotFound("No such member.")
     return member
-
-
-def _forget(context: Context, image: Image) -> None:
-    """Let this broker know its own write at once; others learn it from the change log."""
-    context.memory.forget("image", str(image.id))
-    for blob in image.blobs.values():
-        context.memory.forget("blob", str(blob))
 
 
 def _render(member: Member) -> dict[str, Any]:

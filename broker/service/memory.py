@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -177,6 +177,12 @@ class Memory(Topology, Conditions):
     def forget(self, kind: str, subject: str) -> None:
         """Drop what is known of one ``blob`` or ``image``: after a write of one's own, or as the log says."""
         self.hot.forget(subject)
+
+    def forget_image(self, id: UUID, blobs: Iterable[UUID]) -> None:
+        """Drop what is known of an image and its blobs, after a write of one's own: who may read a blob follows from its images."""
+        self.forget("image", str(id))
+        for blob in blobs:
+            self.forget("blob", str(blob))
 
     def is_fresh(self) -> bool:
         """Whether the change log was read lately enough to believe what is here."""

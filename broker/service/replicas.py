@@ -29,7 +29,8 @@ from broker.catalog.connect import reachable
 from broker.catalog.replicas import ReplicaRecord
 from broker.catalog.transaction import transaction
 from broker.catalog.views import BlobView
-from broker.model import Blob, BlobState, Client, Exposure, Observation, Principal, Purpose, Replica, ReplicaState, Role, Store
+from broker.model import Blob, BlobState, Client, Observation, Principal, Purpose, Replica, ReplicaState, Role, Store
+from broker.service import visible
 from broker.service.blobs import readable
 from broker.service.context import Context
 from broker.service.idempotency import Claim
@@ -171,7 +172,7 @@ async def _visible(context: Context, client: Client, id: UUID) -> ReplicaRecord:
     """The replica as the catalogue has it now. Raises `NotFound` also when its store or its blob may not be known."""
     principal = client.principal
     record = await replicas.get(context.db, id)
-    if record is None or not _on_known_store(principal, record):
+    if record is None or not permit.may_see_store(principal, record):
         raise errors.NotFound("No such replica.")
     if not permit.may_change_replica(principal, record.replica):
         if not _listed(principal, record):
@@ -204,8 +205,8 @@ async def _writable_blob(context: Context, client: Client, id: UUID) -> BlobView
 def writable_store(context: Context, client: Client, name: str, deletable: bool) -> Store:
     """The store, if this principal may register replicas there. Raises `NotFound` (also for what it may not know) and `Forbidden`."""
     principal = client.principal
-    store = context.memory.store(name)
-    if store is None or not permit.may_see_store(principal, store):
+    store = visible.store(context, client, name)
+    if store is None:
         raise errors.NotFound("No such store.", field="store", expected="the name of a store")
     if permit.may_write_store(principal, store) or (principal.role is Role.ADMIN and not deletable):
         return store
@@ -308,10 +309,6 @@ async def _require_same(connection: Any, declared: Blob) -> None:
         raise errors.Conflict("The blob has changed meanwhile. Send the request again.")
 
 
-def _on_known_store(principal: Principal, record: ReplicaRecord) -> bool:
-    return record.exposure is Exposure.PUBLIC or principal.sees_private_stores
-
-
 def _intimate(principal: Principal, record: ReplicaRecord) -> bool:
     """Whether the principal is shown where exactly the replica lies and whose it is."""
     return principal.sees_private_stores or record.replica.project == principal.project
@@ -319,7 +316,7 @@ def _intimate(principal: Principal, record: ReplicaRecord) -> bool:
 
 def _listed(principal: Principal, record: ReplicaRecord) -> bool:
     """Whether a replica of a readable blob is shown at all."""
-    return _on_known_store(principal, record) and (_intimate(principal, record) or record.replica.state is ReplicaState.ACTIVE)
+    return permit.may_see_store(principal, record) and (_intimate(principal, record) or record.replica.state is ReplicaState.ACTIVE)
 
 
 def _forget(context: Context, view: BlobView) -> None:

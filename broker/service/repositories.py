@@ -22,15 +22,14 @@ from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
-import orjson
-
-from broker import errors, permit, vet
+from broker import errors, vet
 from broker.catalog import beginnings, blobs, leases, repositories, views
 from broker.catalog.connect import reachable
 from broker.catalog.repositories import Kept, UnderWay
 from broker.catalog.transaction import transaction
 from broker.model import BlobState, Client, Digests, Handle, Image, ImageStatus, Purpose, Visibility, new_id, new_ids
-from broker.service import commit, negotiate, targets, upload, upload_many
+from broker.service import commit, negotiate, targets, upload, upload_many, visible
+from broker.service.asked import parsed
 from broker.service.context import Context
 from broker.service.targets import DEFAULT_FORMAT, Target
 from broker.service.upload_many import Begun, Wanted
@@ -163,11 +162,10 @@ async def _tickets(context: Context, client: Client, images: Sequence[Kept], avo
     ids = new_ids(len(images), context.clock())
     asked = []
     for id, image, store in zip(ids, images, avoid, strict=True):
-        known = context.memory.store(store) if store is not None else None
-        elsewhere = [known.name] if known is not None and permit.may_see_store(client.principal, known) else []
+        elsewhere = [store] if store is not None and visible.store(context, client, store) is not None else []
         asked.append((id, {"image": str(image.image_id), "count": 1, **({"avoid": elsewhere} if elsewhere else {})}))
     tickets = await negotiate.download_many(context, client, asked, at_once=AT_ONCE) if asked else []
-    return [ticket if isinstance(ticket, errors.BrokerError) else orjson.loads(orjson.dumps(ticket)) for ticket in tickets]
+    return [ticket if isinstance(ticket, errors.BrokerError) else parsed(ticket) for ticket in tickets]
 
 
 async def _turn_away(context: Context, client: Client, images: Sequence[Kept], tickets: Sequence[Any]) -> None:

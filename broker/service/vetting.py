@@ -17,11 +17,12 @@ from uuid import UUID
 
 import structlog
 
-from broker import errors, permit, vet
+from broker import errors, vet
 from broker.catalog import blobs, images, verdicts
 from broker.catalog.transaction import transaction
 from broker.catalog.verdicts import Recorded
 from broker.model import BlobState, Client, Image, Principal, Role, Vetting
+from broker.service import visible
 from broker.service.context import Context
 from broker.service.instants import instant
 from broker.service.listing import Versioned
@@ -54,9 +55,7 @@ async def decide(context: Context, client: Client, image: Image, decision: Vetti
         decided = await images.update(connection, replace(image, vetting=decision), image.version, deactivated=decision is Vetting.REJECTED)
         await verdicts.record(connection, image.id, _recorded(client, decision.value, image.blobs, {}, reason))
     log.info("image vetted", image=str(image.id), decision=decision.value, subject=client.principal.subject)
-    context.memory.forget("image", str(image.id))
-    for blob in image.blobs.values():
-        context.memory.forget("blob", str(blob))
+    context.memory.forget_image(image.id, image.blobs.values())
     return decided
 
 
@@ -98,9 +97,7 @@ async def _obstacle(context: Context, image: Image) -> str | None:
 
 
 async def _image(context: Context, client: Client, id: UUID) -> Image:
-    image = await images.get(context.db, id)
-    if image is None or not permit.may_see_image(client.principal, image):
-        raise errors.NotFound("No such image.")
+    image = await visible.image(context, client, id)
     if image.project != client.principal.project and not client.principal.sees_private_stores:
         raise errors.Forbidden("Only its project sees what was decided of an image.")
     return image

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
-
 from broker import __version__, errors
 from broker.accept import Candidate
 from broker.model import new_ids
 from broker.service import negotiate, objects
+from broker.service.asked import parsed
 from broker.service.objects import Found, Part
 from broker.web.call import Answer, Call
 from broker.web.drs import shapes
@@ -175,7 +174,7 @@ async def _tickets(call: Call, asked: Sequence[Mapping[str, Any]]) -> Sequence[d
 
 
 def _first_url(ticket: Mapping[str, Any]) -> dict[str, Any]:
-    return shapes.access_url(orjson.loads(orjson.dumps(ticket["sources"]))[0])
+    return shapes.access_url(parsed(ticket)["sources"][0])
 
 
 def _ticket(found: Found, part: Part, place: Candidate) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from broker import errors, permit
+from broker import errors
 from broker.model import TOKENS
-from broker.service import carried
+from broker.service import carried, visible
 from broker.web import redirect
 from broker.web.call import Answer, Call
 from broker.web.glance.attributes import main_format
@@ -44,7 +44,7 @@ async def edge_begin_upload(call: Call) -> Answer:
     if length is not None:
         asked["size"] = length
     if (store := given.get("X-Image-Meta-Store")) is not None:
-        if not _may_see(call, store):
+        if visible.store(call.context, call.client, store) is None:
             raise errors.Invalid("No such store.", field="x-image-meta-store", expected="a store of GET /v2/info/stores")
         asked["only"] = [store]
     call.context.pace.count(call.client.principal.project, 1)
@@ -74,11 +74,11 @@ async def edge_begin_download(call: Call) -> Answer:
     if image["status"] == "queued" or format is None:
         return Answer(204, None, {"Edge-Way": "empty", "Cache-Control": "no-store"})
     call.context.pace.count(call.client.principal.project, 1)
-    visible = [name for name in call.context.memory.stores() if _may_see(call, name)]
+    stores = {store.name: store for store in visible.stores(call.context, call.client)}
     asked: dict[str, Any] = {
-        "operation": "download", "image": image["id"], "formats": [format], "count": 5, "only": visible, "schemes": ["https", "http"],
+        "operation": "download", "image": image["id"], "formats": [format], "count": 5, "only": list(stores), "schemes": ["https", "http"],
     }  # fmt: skip
-    if prefer := [name for name in call.headers.get("Edge-Prefer", "").split(",") if name in visible]:
+    if prefer := [name for name in call.headers.get("Edge-Prefer", "").split(",") if name in stores]:
         asked["prefer"] = prefer
     ticket = await negotiated(call, asked, image["blobs"][format]["id"])
     sources = redirect.openable(ticket)
@@ -86,11 +86,6 @@ async def edge_begin_download(call: Call) -> Answer:
         raise errors.NoSource("No source can be opened by its URL alone; ask POST /v1/tickets, which tells the header fields too.")
     store = sources[0]["store"]
     way = {"Edge-Url": sources[0]["url"], "Cache-Control": "no-store"}
-    if call.context.memory.stores()[store].settings.get(TOKENS) == "trusted":
+    if stores[store].settings.get(TOKENS) == "trusted":
         return Answer(204, None, {"Edge-Way": "redirect", **way})
     return Answer(204, None, {"Edge-Way": "read", "Edge-Ticket": ticket["id"], "Edge-Store": store, **way})
-
-
-def _may_see(call: Call, name: str) -> bool:
-    store = call.context.memory.store(name)
-    return store is not None and permit.may_see_store(call.client.principal, store)

@@ -14,13 +14,11 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-import orjson
-
-from broker import permit
 from broker.accept import Reason
 from broker.errors import NoSource
 from broker.model import TOKENS, Direction, new_ids
-from broker.service import negotiate, wait
+from broker.service import negotiate, visible, wait
+from broker.service.asked import parsed
 from broker.web import redirect
 from broker.web.call import Answer, Call
 from broker.web.glance.attributes import main_format
@@ -76,20 +74,14 @@ async def _ticket(call: Call, asked: dict[str, Any]) -> dict[str, Any]:
         return await negotiate.download(context, client, asked, id, due)
 
     try:
-        made = await wait.patiently(context, client, id, Direction.READ, WAIT_SECONDS, ask, call.is_gone)
+        return parsed(await wait.patiently(context, client, id, Direction.READ, WAIT_SECONDS, ask, call.is_gone))
     except NoSource as error:
         raise _why_none(error) from None
-    ticket: dict[str, Any] = orjson.loads(orjson.dumps(made))
-    return ticket
 
 
 def _trusted(call: Call) -> list[str]:
     """The stores that clients of this principal may be sent to with their tokens."""
-    return [
-        name
-        for name, store in call.context.memory.stores().items()
-        if store.settings.get(TOKENS) == "trusted" and permit.may_see_store(call.client.principal, store)
-    ]
+    return [store.name for store in visible.stores(call.context, call.client) if store.settings.get(TOKENS) == "trusted"]
 
 
 def _why_none(error: NoSource) -> NoSource:

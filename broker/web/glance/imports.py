@@ -14,7 +14,7 @@ from typing import Any
 
 from broker.errors import Conflict, Invalid, NotFound
 from broker.model import Image, ImageStatus, Purpose, new_id
-from broker.service import carried, copies, locations
+from broker.service import carried, copies, locations, visible
 from broker.web.call import Answer, Call
 from broker.web.glance import ids
 
@@ -30,7 +30,7 @@ async def glance_import_image(call: Call) -> Answer:
     method = call.body["method"]["name"]
     if method not in METHODS:
         raise Invalid("This import method is not offered.", field="method.name", expected=" or ".join(METHODS))
-    image = await locations.visible(call.context, call.client, ids.image(call))
+    image = await visible.image(call.context, call.client, ids.image(call))
     if method == "glance-direct":
         await _take_staged(call, image)
     else:
@@ -40,7 +40,7 @@ async def glance_import_image(call: Call) -> Answer:
 
 async def glance_list_image_tasks(call: Call) -> Answer:
     id = ids.image(call)
-    image = await locations.visible(call.context, call.client, id)
+    image = await visible.image(call.context, call.client, id)
     page = await copies.list_copies(call.context, call.client, {"image": str(id), "limit": 1000})
     return Answer(200, {"tasks": [_task(copy, image.project) for copy in page["copies"]]})
 

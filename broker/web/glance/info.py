@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from broker import permit
 from broker.model import Store
-from broker.service import usage
+from broker.service import usage, visible
 from broker.web.call import Answer, Call
 from broker.web.glance.imports import METHODS
 
@@ -47,10 +46,7 @@ async def glance_get_usage(call: Call) -> Answer:
 
 def known_stores(call: Call) -> list[Store]:
     """The stores that this principal may know and use, by name."""
-    found = (
-        store for store in call.context.memory.stores().values() if store.enabled and permit.may_see_store(call.client.principal, store)
-    )
-    return sorted(found, key=lambda store: store.name)
+    return [store for store in visible.stores(call.context, call.client) if store.enabled]
 
 
 def _store(store: Store) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from broker.errors import Conflict, Invalid
-from broker.service import locations
+from broker.service import locations, visible
 from broker.service.locations import Places, Shown
 from broker.web.call import Answer, Call
 from broker.web.glance import attributes, ids
@@ -38,7 +38,7 @@ async def glance_list_locations(call: Call) -> Answer:
 
 async def glance_add_location(call: Call) -> Answer:
     id, body = ids.image(call), call.body
-    image = await locations.visible(call.context, call.client, id)
+    image = await visible.image(call.context, call.client, id)
     if image.status.value != "queued":
         raise Conflict(f"It's not allowed to add locations if image status is {image.status.value}.")
     digests = _digests(body.get("validation_data") or {})

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-import orjson
 from multidict import CIMultiDict
 
 from broker import errors
 from broker.model import new_ids
 from broker.service import blobs, negotiate
+from broker.service.asked import parsed
 from broker.web import redirect
 from broker.web.call import Answer, Call
 
@@ -44,6 +44,4 @@ async def _ticket(call: Call, format: str, filename: str) -> dict[str, Any]:
     }  # fmt: skip
     if "site" in call.query:
         asked["site"] = call.query["site"]
-    made = await negotiate.download(call.context, call.client, asked, new_ids(1, call.context.clock())[0])
-    ticket: dict[str, Any] = orjson.loads(orjson.dumps(made))
-    return ticket
+    return parsed(await negotiate.download(call.context, call.client, asked, new_ids(1, call.context.clock())[0]))
