@@ -25,6 +25,7 @@ import asyncpg
 import glanceclient  # type: ignore[import-untyped]
 import openstack
 import pytest
+import requests
 from glanceclient import exc
 
 from broker.model import Role
@@ -109,6 +110,10 @@ class House:
         )
         found = self.run(sql, id)
         return None if found is None else (found[0], int(found[1]))
+
+    def released(self, id: str) -> bool:
+        """Whether the one ticket that the image was to be read by is given back."""
+        return self.run("SELECT state FROM tickets WHERE image_id = $1 AND operation = 'download'", id) == "released"
 
     @contextmanager
     def opened(self, store: str) -> Iterator[None]:
@@ -285,6 +290,28 @@ def test_a_store_that_cannot_be_read_is_said_to_have_failed(house: House) -> Non
     finally:
         house.taps["weed"].is_away = False
     wait_for(lambda: house.reported(id) == ("failed", 0), "the failure was not reported")
+
+
+@pytest.mark.parametrize("store", ["weed", "swift", "disk"])
+def test_a_range_that_the_image_has_not_is_no_fault_of_the_store(house: House, store: str) -> None:
+    """Whoever goes on with a download that is whole asks for one, and would be kept from the store for a while."""
+    id, glance = house.new(), house.glance
+    glance.images.upload(id, io.BytesIO(CONTENT), backend=store)
+    size = len(CONTENT)
+
+    def ask(range: str) -> tuple[int, str, bytes]:
+        headers = {"X-Auth-Token": house.token(), "Range": range}
+        with requests.get(f"{house.edge.url}/v2/images/{id}/file", headers=headers, timeout=120) as answer:
+            return answer.status_code, answer.headers["Content-Type"], answer.content
+
+    status, type, body = ask(f"bytes={size}-")
+    assert (status, type, json.loads(body)["error"]["code"]) == (416, "application/json", 416)
+    wait_for(lambda: house.released(id), "the ticket was not released")
+    assert house.reported(id) is None
+    assert ask("bytes=1-2") == (206, "application/octet-stream", CONTENT[1:3])
+    assert ask("bytes=-2") == (206, "application/octet-stream", CONTENT[-2:])
+    for whole in ("bytes=0-1,5-6", "bytes=x", "bytes=-", "items=0-1", "bytes=" + "0-1," * 2000):
+        assert ask(whole) == (200, "application/octet-stream", CONTENT)
 
 
 def test_without_the_edge_no_store_is_reached(house: House) -> None:
