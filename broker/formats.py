@@ -16,6 +16,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 
+def main(declared: str | None, held: Collection[str]) -> str | None:
+    """Of the formats that an image has, the one that stands for it where there is one file only: what was declared, else the first."""
+    return declared if declared is not None and declared in held else min(held, default=None)
+
+
 class Option(NamedTuple):
     """A format that would do, with the best place to fetch it from."""
 

@@ -59,7 +59,7 @@ async def queue(context: Context, client: Client, id: UUID) -> None:
     caches = [store for store in copy_service.targets(context, client) if is_cache(store)]
     if not caches:
         raise errors.NotFound("No store is a cache. An administrator makes one by the setting cache=yes.")
-    found = await replicas.of_blobs(context.db, [image.blobs[main_format(image)]])
+    found = await replicas.of_blobs(context.db, [image.blobs[await main_format(context, image)]])
     there = {record.replica.store for record in found if record.replica.state is ReplicaState.ACTIVE}
     for store in caches:
         if store.name not in there:

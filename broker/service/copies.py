@@ -62,7 +62,7 @@ async def create_copy(context: Context, client: Client, request: Mapping[str, An
 
 async def ask(context: Context, client: Client, image: Image, store: str, purpose: Purpose, *, id: UUID, format: str | None = None) -> Copy:
     """Ask for a copy of a visible image. Raises what `create_copy` raises."""
-    blob = image.blobs.get(format or main_format(image))
+    blob = image.blobs.get(format or await main_format(context, image))
     if blob is None:
         raise errors.NotFound("The image has no such bytes.", field="format", expected="one of " + ", ".join(sorted(image.blobs)))
     view = await readable(context, client, blob)

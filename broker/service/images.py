@@ -20,13 +20,13 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from broker import errors, permit, vet
+from broker import errors, formats, permit, vet
 from broker.catalog import blobs, image_search, images, replicas, views
 from broker.catalog.connect import reachable
 from broker.catalog.image_search import Search
 from broker.catalog.replicas import ReplicaRecord
 from broker.catalog.transaction import transaction
-from broker.model import Blob, Client, Image, ImageStatus, MemberStatus, ReplicaState, Role, Vetting, Visibility
+from broker.model import Blob, BlobState, Client, Image, ImageStatus, MemberStatus, ReplicaState, Role, Vetting, Visibility
 from broker.service import vetting, visible
 from broker.service.context import Context
 from broker.service.idempotency import Claim
@@ -189,6 +189,12 @@ def _require_publisher(context: Context, client: Client, visibility: Visibility)
 def _known(client: Client, records: Iterable[ReplicaRecord]) -> Iterable[ReplicaRecord]:
     """Those on stores that this principal may know (M13)."""
     return (record for record in records if permit.may_see_store(client.principal, record))
+
+
+def main_format(shown: Mapping[str, Any]) -> str | None:
+    """The format that stands for an image, as `get_image` shows it; ``None`` while it has no bytes."""
+    held = [format for format, blob in shown["blobs"].items() if blob["state"] == BlobState.ACTIVE]
+    return formats.main(shown["disk_format"], held)
 
 
 def _location(record: ReplicaRecord) -> dict[str, Any]:

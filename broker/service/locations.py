@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from broker import errors, permit, verify
+from broker import errors, formats, permit, verify
 from broker.catalog import blobs, copies, images, replicas, uploads
 from broker.catalog.replicas import ReplicaRecord
 from broker.catalog.transaction import transaction
@@ -80,7 +80,7 @@ async def places(context: Context, client: Client, bytes_of: Mapping[UUID, UUID 
 async def list_locations(context: Context, client: Client, id: UUID) -> list[Shown]:
     """The locations of an image's bytes that this principal may know, in the order of their registration. Raises `NotFound`."""
     image = await visible.image(context, client, id)
-    found = await places(context, client, {id: image.blobs.get(main_format(image))})
+    found = await places(context, client, {id: image.blobs.get(await main_format(context, image))})
     return list(found[id].locations)
 
 
@@ -93,10 +93,11 @@ async def add_location(context: Context, client: Client, id: UUID, url: str, sai
     """
     image = await _addable(context, client, id)
     place = check(context, client, url, said, store)
-    blob_id = image.blobs.get(main_format(image))
+    format = await main_format(context, image)
+    blob_id = image.blobs.get(format)
     blob = None if blob_id is None else await blobs.get(context.db, blob_id)
     if blob is None or blob.state is BlobState.QUEUED:
-        await _adopt(context, client, image, blob, place, said)
+        await _adopt(context, client, image, format, blob, place, said)
         return
     difference = verify.combined(verify.Declaration(digests=blob.digests), verify.Declaration(digests=said))
     if isinstance(difference, verify.Mismatched):
@@ -133,11 +134,11 @@ def locate_for(context: Context, client: Client, url: str) -> Location:
     return locate(url, visible.stores(context, client), internal=client.principal.sees_private_stores)
 
 
-def main_format(image: Image) -> str:
-    """Of the formats that an image has bytes in, the one that stands for the image: what was declared, else the first."""
-    if image.disk_format is not None and image.disk_format in image.blobs:
-        return image.disk_format
-    return min(image.blobs, default=image.disk_format or DEFAULT_FORMAT)
+async def main_format(context: Context, image: Image) -> str:
+    """The format that stands for the image: of those that it has bytes in, while it has none, of those that are awaited."""
+    known = await blobs.summaries(context.db, image.blobs.values())
+    active = [format for format, blob in image.blobs.items() if blob in known and known[blob].state is BlobState.ACTIVE]
+    return formats.main(image.disk_format, active or image.blobs) or image.disk_format or DEFAULT_FORMAT
 
 
 def check(context: Context, client: Client, url: str, said: Digests, store: str | None) -> Location:
@@ -162,8 +163,8 @@ async def _addable(context: Context, client: Client, id: UUID) -> Image:
     return image
 
 
-async def _adopt(context: Context, client: Client, image: Image, queued: Blob | None, place: Location, said: Digests) -> None:
-    """Make the object the bytes of an image that has none. Raises what `add_location` raises."""
+async def _adopt(context: Context, client: Client, image: Image, format: str, queued: Blob | None, place: Location, said: Digests) -> None:
+    """Make the object the bytes, in that format, of an image that has none. Raises what `add_location` raises."""
     store = replica_service.writable_store(context, client, place.store.name, False)
     key = replica_service.allowed_key(client, place.key)
     if queued is not None and await uploads.under_way(context.db, queued.id):
@@ -173,7 +174,7 @@ async def _adopt(context: Context, client: Client, image: Image, queued: Blob | 
     async with transaction(context.db) as connection:
         if queued is None:
             await blobs.insert(connection, blob)
-            await images.attach(connection, image.id, main_format(image), blob.id)
+            await images.attach(connection, image.id, format, blob.id)
         elif (await blobs.lock(connection, [blob.id])).get(blob.id) is not BlobState.QUEUED:
             raise errors.Conflict("The image has changed meanwhile. Send the request again.")
         await vetting.expect_bytes(connection, client.principal, image.id, context.policy.vetting)

@@ -11,6 +11,7 @@ from broker import errors
 from broker.catalog import blobs
 from broker.model import BlobState, Exposure, new_id
 from broker.service import blobs as blob_service
+from broker.service import copies, locations
 from broker.service import images as service
 from broker.service.idempotency import Claim
 from tests.catalog.registry import ADMIN, ALICE, BOB, MD5, READER, SERVICE, Registry
@@ -282,3 +283,17 @@ async def test_two_images_of_two_shared_blobs_are_deleted_at_once_without_a_dead
     assert await blobs.forget_deleted(registry.db) == 6
     assert await registry.db.fetchval("SELECT count(*) FROM blobs") == 0
     assert (await _taken(registry, "a"), await _taken(registry, "b")) == (0, 0)
+
+
+async def test_what_stands_for_an_image_has_bytes(registry: Registry) -> None:
+    """Where the format that was declared is awaited still, lists of locations and copies are about the one that is there."""
+    await registry.add_store("s1")
+    await registry.add_store("s2")
+    here, awaited = await registry.add_blob(BlobState.ACTIVE), await registry.add_blob()
+    id = await registry.add_image(ALICE, {"raw": here, "qcow2": awaited}, disk_format="qcow2")
+    await registry.add_replica(ADMIN, here, "s1", "p/raw")
+    assert service.main_format((await service.get_image(registry.context, ALICE, id)).body) == "raw"
+    shown = await locations.list_locations(registry.context, ADMIN, id)
+    assert [location.store for location in shown] == ["s1"]
+    copy = await copies.create_copy(registry.context, ALICE, {"image": str(id), "store": "s2"}, fresh())
+    assert copy["blob"] == str(here)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.formats import Considered, Option, acceptable, choose, conversion_seconds
+from broker.formats import Considered, Option, acceptable, choose, conversion_seconds, main
 
 GB = 10**9
 
@@ -87,3 +87,10 @@ def test_no_other_one_is_sooner_and_faster_converting_never_harms(
     again = choose(options, formats, {format: rate * faster for format, rate in convert.items()})
     assert again is not None
     assert again.considered[0].seconds + again.conversion_seconds <= mine
+
+
+def test_the_format_that_stands_for_an_image() -> None:
+    assert main("raw", {"qcow2", "raw"}) == "raw"
+    assert main("raw", {"vmdk", "qcow2"}) == "qcow2"
+    assert main(None, {"vmdk", "qcow2"}) == "qcow2"
+    assert main("raw", ()) is None

@@ -8,9 +8,9 @@ from uuid import UUID
 from broker import errors
 from broker.model import TOKENS
 from broker.service import carried, visible
+from broker.service.images import main_format
 from broker.web import redirect
 from broker.web.call import Answer, Call
-from broker.web.glance.attributes import main_format
 from broker.web.glance.download import negotiated
 from broker.web.glance.images import found
 

@@ -17,6 +17,7 @@ from typing import Any
 import jsonschema_rs
 
 from broker.errors import Forbidden, TooLarge
+from broker.service.images import main_format
 from broker.web.glance.documents import IMAGE_PROPERTIES, PROPERTY_NAME, PROPERTY_VALUE
 from broker.web.validate import first_fault
 
@@ -104,15 +105,6 @@ def check_amount(properties: Iterable[str], tags: Iterable[str]) -> None:
         count = sum(1 for _ in given)
         if count > most:
             raise TooLarge(f"The limit has been exceeded on the number of allowed image {what}. Attempted: {count}, Maximum: {most}.")
-
-
-def main_format(image: Mapping[str, Any]) -> str | None:
-    """Of the formats that the image has bytes in, the one that Glance's single file is: what was declared, else the first."""
-    blobs = [format for format, blob in image["blobs"].items() if blob["state"] == "active"]
-    if image["disk_format"] in blobs:
-        found: str = image["disk_format"]
-        return found
-    return min(blobs, default=None)
 
 
 def show(image: Mapping[str, Any], stores: Iterable[str] = ()) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from broker.errors import NoSource
 from broker.model import TOKENS, Direction, new_ids
 from broker.service import negotiate, visible, wait
 from broker.service.asked import parsed
+from broker.service.images import main_format
 from broker.web import redirect
 from broker.web.call import Answer, Call
-from broker.web.glance.attributes import main_format
 from broker.web.glance.images import found
 
 __all__ = ["glance_download_image"]

@@ -60,8 +60,9 @@ async def _ask_for_copies(call: Call, image: Image) -> None:
         raise Invalid("Copies are made one by one.", field="all_stores_must_succeed", expected="false")
     if image.status is not ImageStatus.ACTIVE:
         raise Conflict(f"Only images with status active can be targeted for copying; this one is {image.status.value}.")
-    found = await locations.places(call.context, call.client, {image.id: image.blobs.get(locations.main_format(image))})
-    wanted = [name for name in _wanted(call) if name not in found[image.id].stores]
+    bytes_of = {image.id: image.blobs.get(await locations.main_format(call.context, image))}
+    there = (await locations.places(call.context, call.client, bytes_of))[image.id].stores
+    wanted = [name for name in _wanted(call) if name not in there]
     if not wanted:
         raise Invalid("The image is in each of these stores already.", field="stores", expected="a store without it")
     for store in wanted:

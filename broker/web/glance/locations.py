@@ -15,6 +15,7 @@ from uuid import UUID
 
 from broker.errors import Conflict, Invalid
 from broker.service import locations, visible
+from broker.service.images import main_format
 from broker.service.locations import Places, Shown
 from broker.web.call import Answer, Call
 from broker.web.glance import attributes, ids
@@ -86,7 +87,7 @@ async def show_one(call: Call, image: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bytes_of(image: Mapping[str, Any]) -> UUID | None:
-    format = attributes.main_format(image)
+    format = main_format(image)
     return None if format is None else UUID(image["blobs"][format]["id"])
 
 
