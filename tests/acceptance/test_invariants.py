@@ -149,7 +149,7 @@ async def test_only_what_is_active_enabled_and_visible_is_offered(
     try:
         await until(lambda: owner_sees({"shelf", "steady"} if "owner" in may else {"steady"}), seconds=2)
         if "owner" in may:
-            await asyncio.sleep(0.6)  # nothing to see for the owner; a poll comes every 0.5 s
+            await settle(cluster)  # nothing to see for the owner
         for who, mine in apis.items():
             expected = {"shelf", "steady"} if who in may else {"steady"}
             hidden = "private" in situation and who not in ("service", "admin")
