@@ -286,7 +286,7 @@ class Authenticator:
             raise self._refuse("subject")
         if not is_name(project) or not granted:
             self._metrics.auth_failures.inc("role-or-project")
-            raise Forbidden()
+            raise Forbidden("The token names no project, or no role that counts here.")
         site = _claim(claims, names.site)
         return Principal(
             subject=str(subject),

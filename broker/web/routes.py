@@ -28,7 +28,7 @@ from multidict import CIMultiDict, CIMultiDictProxy, istr
 from broker import errors
 from broker.catalog.connect import is_transient
 from broker.log import RequestContext, current_request
-from broker.model import Client, Principal
+from broker.model import Client, Principal, Role
 from broker.service.context import Context
 from broker.web import contract, problem
 from broker.web.auth import Authenticator
@@ -220,7 +220,7 @@ class Api:
         headers = request.headers
         client = await self._identify(headers, request.remote or "") if route.secured else None
         if route.roles and (client is None or client.principal.role not in route.roles):
-            raise errors.Forbidden()
+            raise errors.Forbidden(f"This needs the role {' or '.join(role for role in Role if role in route.roles)}.")
         call = Call(self._context, route.id, _client=client, _request=request)
         if route.path is not None:
             call.path = route.path(path)

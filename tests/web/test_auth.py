@@ -386,7 +386,9 @@ async def test_refusals_over_http(api: Api, broker: RunningBroker) -> None:
     for role in ("service", "member", "reader"):
         forbidden = await api.as_(broker.token(role)).post("/v1/sites", {"path": "x"})
         assert (forbidden.status, forbidden.body["type"]) == (403, "/problems/forbidden")
-        assert "detail" not in forbidden.body
+        assert forbidden.body["detail"] == "This needs the role admin."  # as x-roles of the contract, which everyone may read
+    agents = await api.as_(broker.token("reader")).post("/v1/copies:take", {})
+    assert agents.body["detail"] == "This needs the role admin or service."
 
 
 async def test_a_transfer_token_is_no_bearer_token(api: Api, broker: RunningBroker) -> None:
