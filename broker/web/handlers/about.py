@@ -9,8 +9,8 @@ from broker.web.call import Answer, Call
 __all__ = ["get_contract", "get_problem", "get_service"]
 
 FEATURES = (
-    "batch", "content", "download", "explain", "filename", "idempotency", "members", "multipart", "parts", "pieces", "quotas", "refresh",
-    "replicas", "report", "standby", "upload", "vetting", "wait",
+    "adopt", "batch", "content", "convert", "copies", "download", "drs", "explain", "filename", "glance", "idempotency", "lfs", "members",
+    "multipart", "observed", "parts", "pieces", "quotas", "refresh", "replicas", "report", "standby", "upload", "vetting", "wait",
 )  # fmt: skip
 """What this broker understands beyond the least; clients look here before they send a field that is newer."""
 
