@@ -8,6 +8,7 @@ Rules
 - What an administrator makes or changes needs no approval by another one, unless policy asks for signatures: those are for
   an agent to judge.
 - A rejected image stays so, whatever becomes of it, until an administrator approves it: only its owner could make it look harmless.
+  A deactivated one that would have to wait counts as rejected: what merely waits is active again once its owner makes it private.
 """
 
 from __future__ import annotations
@@ -66,14 +67,19 @@ def of_changed(policy: Policy, before: Image, after: Image, role: Role) -> Vetti
         return None
     if before.vetting is Vetting.PENDING or not needs_approval(policy, after.visibility, role):
         return before.vetting
-    return Vetting.PENDING if before.visibility is not after.visibility or boots_differently(before, after) else before.vetting
+    return _withheld(before) if before.visibility is not after.visibility or boots_differently(before, after) else before.vetting
 
 
 def of_extended(policy: Policy, image: Image, role: Role) -> Vetting | None:
     """The vetting of an image that gets the bytes of one more format."""
     if image.vetting in (Vetting.REJECTED, Vetting.PENDING):
         return image.vetting
-    return Vetting.PENDING if needs_approval(policy, image.visibility, role) else image.vetting
+    return _withheld(image) if needs_approval(policy, image.visibility, role) else image.vetting
+
+
+def _withheld(image: Image) -> Vetting:
+    """What an image becomes that has to be approved from now on."""
+    return Vetting.REJECTED if image.status is ImageStatus.DEACTIVATED else Vetting.PENDING
 
 
 def boots_differently(before: Image, after: Image) -> bool:

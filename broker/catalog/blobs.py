@@ -86,8 +86,10 @@ async def activate(connection: Any, id: UUID, size: int, digests: Digests, piece
         if not done:
             return False
         await connection.execute(
-            """UPDATE images SET status = 'active', version = version + 1, updated_at = now()
-               WHERE status = 'queued' AND id IN (SELECT image_id FROM image_blobs WHERE blob_id = $1)""",
+            # One that waits for approval is another one from now on: whoever decides has not seen these bytes.
+            """UPDATE images SET status = CASE status WHEN 'queued' THEN 'active' ELSE status END, version = version + 1, updated_at = now()
+               WHERE (status = 'queued' OR vetting IN ('pending', 'rejected'))
+               AND id IN (SELECT image_id FROM image_blobs WHERE blob_id = $1)""",
             id,
         )
     return True

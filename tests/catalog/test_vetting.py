@@ -13,6 +13,7 @@ import pytest
 
 from broker import errors
 from broker.catalog import blobs, counts, verdicts
+from broker.catalog import images as catalogue
 from broker.model import BlobState, Client, Visibility, new_id
 from broker.service import blobs as service_blobs
 from broker.service import images, negotiate, objects, targets, vetting
@@ -101,6 +102,39 @@ async def test_bytes_that_come_later_do_not_make_it_active(registry: Registry) -
         await decide(registry, ADMIN, id, "approved")
     await blobs.activate(registry.db, blob, SIZE, {"md5": MD5})
     assert await shown(registry, id) == ("pending", "pending")
+
+
+async def test_a_decision_is_not_on_bytes_that_came_after_the_look(registry: Registry) -> None:
+    id, late = await proposed(registry), await registry.add_blob()
+    async with registry.db.acquire() as connection, connection.transaction():
+        await catalogue.attach(connection, id, "qcow2", late)
+    seen = await version_of(registry, id)
+    async with registry.db.acquire() as connection, connection.transaction():
+        await blobs.activate(connection, late, SIZE, {"md5": MD5}, None)
+    with pytest.raises(errors.PreconditionFailed):
+        await vetting.decide_vetting(registry.context, ADMIN, id, seen, {"decision": "approved"})
+    await decide(registry, ADMIN, id, "approved")
+
+
+@pytest.mark.parametrize("way", ["other properties", "more bytes", "visibility"])
+async def test_what_an_administrator_deactivated_stays_so_whatever_its_owner_does(registry: Registry, way: str) -> None:
+    """None of the ways to have it wait for approval, and then to want none, makes it active."""
+    id = await proposed(registry)
+    await decide(registry, ADMIN, id, "approved")
+    if way == "visibility":
+        await images.change_image(registry.context, ALICE, id, None, {"visibility": "private"})
+    await images.change_image(registry.context, ADMIN, id, None, {"status": "deactivated"})
+    if way == "more bytes":
+        async with registry.db.acquire() as connection:
+            await vetting.expect_bytes(connection, ALICE.principal, id, registry.context.policy.vetting)
+    else:
+        change = {"visibility": "public"} if way == "visibility" else {"properties": {"kernel_id": "k"}}
+        await images.change_image(registry.context, ALICE, id, None, change)
+    await images.change_image(registry.context, ALICE, id, None, {"visibility": "private"})
+    assert (await shown(registry, id))[0] == "deactivated"
+    assert not await gives_bytes_to(registry, ALICE, id)
+    await images.change_image(registry.context, ADMIN, id, None, {"status": "active"})
+    assert await gives_bytes_to(registry, ALICE, id)
 
 
 async def test_rejected_stays_rejected(registry: Registry) -> None:

@@ -62,6 +62,10 @@ KERNEL = {"properties": {"kernel_id": "k"}}
         (PUBLIC, image(APPROVED), KERNEL, Role.ADMIN, APPROVED),
         (SIGNED, image(APPROVED), KERNEL, Role.ADMIN, PENDING),
         (PUBLIC, image(None), KERNEL, Role.ADMIN, None),
+        # what an administrator has deactivated does not come back by waiting
+        (PUBLIC, image(APPROVED, status=ImageStatus.DEACTIVATED), KERNEL, Role.MEMBER, REJECTED),
+        (PUBLIC, image(None, Visibility.PRIVATE, status=ImageStatus.DEACTIVATED), {"visibility": Visibility.PUBLIC}, Role.MEMBER, REJECTED),
+        (PUBLIC, image(APPROVED, status=ImageStatus.DEACTIVATED), {"name": "m"}, Role.MEMBER, APPROVED),
         # visibilities
         (PUBLIC, image(None, Visibility.PRIVATE), {"visibility": Visibility.PUBLIC}, Role.MEMBER, PENDING),
         (PUBLIC, image(None, Visibility.PRIVATE), {"visibility": Visibility.PUBLIC}, Role.ADMIN, None),
@@ -116,6 +120,7 @@ def test_nobody_but_an_administrator_gets_something_approved_by_changing_it(
         (SIGNED, image(APPROVED), Role.ADMIN, PENDING),
         (PUBLIC, image(REJECTED), Role.MEMBER, REJECTED),
         (PUBLIC, image(None, Visibility.PRIVATE), Role.MEMBER, None),
+        (PUBLIC, image(APPROVED, status=ImageStatus.DEACTIVATED), Role.MEMBER, REJECTED),
     ],
 )
 def test_of_extended(policy: Policy, before: Image, role: Role, expected: Vetting | None) -> None:
