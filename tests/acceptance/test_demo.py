@@ -20,7 +20,7 @@ import pytest
 TOP = Path(__file__).parents[2]
 _PR_SET_CHILD_SUBREAPER = 36
 _READY_SECONDS = 120
-_END_SECONDS = 30
+_END_SECONDS = 120
 
 
 @pytest.fixture

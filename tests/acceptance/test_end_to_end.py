@@ -11,6 +11,7 @@ import random
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,16 @@ from tests.parts.seaweedfs import S3Part
 from tests.parts.storeside import StoresidePart, start
 
 MEBIBYTE = 1 << 20
-CONTENT = random.Random(3).randbytes(70 * MEBIBYTE + 321)
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@cache
+def content() -> bytes:
+    return random.Random(3).randbytes(70 * MEBIBYTE + 321)
+
+
+@cache
+def sha256() -> str:
+    return hashlib.sha256(content()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -96,18 +105,18 @@ def own_house(database: str, seaweedfs: S3Part, tmp_path: Path) -> Iterator[Hous
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "disk.raw"
-    path.write_bytes(CONTENT)
+    path.write_bytes(content())
     return path
 
 
 def _same(path: Path) -> bool:
-    return hashlib.sha256(path.read_bytes()).hexdigest() == SHA256
+    return hashlib.sha256(path.read_bytes()).hexdigest() == sha256()
 
 
 def test_put_copy_ticket_and_get(house: House, image: Path, tmp_path: Path) -> None:
     id = house.run("put", str(image), "--name", "demo", "--format", "raw", "--to", "weed").strip()
     assert [line.split("\t")[:3] for line in house.run("ls", "--name", "demo").splitlines()] == [[id, "demo", "active"]]
-    assert SHA256 in house.run("show", "demo")
+    assert sha256() in house.run("show", "demo")
     house.run("copy", "demo", "--to", "disk-1")
     stores = {line.split("\t")[2] for line in house.run("ls", "replicas").splitlines()}
     assert stores == {"weed", "disk-1"}
@@ -133,7 +142,7 @@ def test_a_dead_store_is_passed_over(own_house: House, image: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("store", ["weed", "disk-1"])
 def test_a_pipe_up_and_a_pipe_down(store: str, house: House, tmp_path: Path) -> None:
-    house.run("put", "-", "--name", f"piped-{store}", "--to", store, stdin=CONTENT)
+    house.run("put", "-", "--name", f"piped-{store}", "--to", store, stdin=content())
     house.run("get", f"piped-{store}", "-o", "down.raw")
     assert _same(tmp_path / "down.raw")
 
