@@ -419,6 +419,9 @@ def test_glance_direct(house: House) -> None:
     id, glance = house.new(), house.glance
     glance.images.stage(id, io.BytesIO(CONTENT))
     assert house.status(id) == "uploading"
+    with pytest.raises(exc.HTTPForbidden, match="queued"):  # bytes that came as one format would be told to be another
+        glance.images.update(id, disk_format="qcow2")
+    glance.images.update(id, name="renamed")
     glance.images.image_import(id, "glance-direct")
     wait_for(lambda: house.status(id) == "active", "it was not imported")
     assert b"".join(glance.images.data(id)) == CONTENT

@@ -49,7 +49,11 @@ async def glance_get_image(call: Call) -> Answer:
 async def glance_update_image(call: Call) -> Answer:
     image = await found(call)
     media_type = call.media_type or patch.V21
-    changed = patch.apply(image.body, patch.read(call.body, media_type), media_type)
+    changes = patch.read(call.body, media_type)
+    now = image.body
+    if now["status"] == "queued" and patch.declares(changes):
+        now = {**now, "status": await carried.progress(call.context, UUID(now["id"])) or "queued"}
+    changed = patch.apply(now, changes, media_type)
     if changed.locations and changed.request:
         raise Invalid("Locations are patched apart from other attributes.", field="locations", expected="two requests")
     if changed.locations:

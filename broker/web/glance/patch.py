@@ -5,7 +5,7 @@ Rules (Images API reference, "Update image", media types ``application/openstack
   (``{"add": PATH}``, draft 4) that is a conflict.
 - A path is a JSON pointer (RFC 6901) to one attribute or property; only ``/locations`` has members: a position, or ``-`` for the end.
 - What is read-only or reserved is 403, what is not there a conflict, and attributes are replaced, never removed.
-- Operations apply one after the other, and all or none. Formats are declared before there are bytes.
+- Operations apply one after the other, and all or none. Formats are declared before there are bytes, or some on their way.
 - What concerns locations is told apart, in its order: stores decide it, not the image.
 """
 
@@ -95,6 +95,11 @@ def _path(pointer: Any, where: str) -> tuple[str, ...]:
     if not all(step.strip() for step in steps):
         raise Invalid("The pointer has an empty step.", field=where, expected="a JSON pointer, such as /name")
     return steps
+
+
+def declares(changes: Iterable[Change]) -> bool:
+    """Whether a patch says in which format the bytes are to come."""
+    return any(change.path[0] in _DECLARED for change in changes)
 
 
 def apply(image: Mapping[str, Any], changes: Iterable[Change], media_type: str) -> Patched:
