@@ -34,6 +34,8 @@ async def _work(connection: Connection, stores: tuple[str, ...], site: str | Non
     """Returns how many failed."""
     failed = 0
     async with connection.open() as broker:
+        for name in stores:
+            await broker.store(name)  # a name that is wrong would be waited for without an end
         async for copy in copies.take(broker, stores, None if once else pause):
             failed += not await _make(broker, copy, site)
     return failed

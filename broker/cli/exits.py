@@ -79,6 +79,8 @@ def explain(error: errors.BrokerError | ClientError) -> list[str]:
         lines[0] += f" (field {error.field}" + (f", expected {error.expected})" if error.expected else ")")
     lines += [f"  {item['store']}: {item['reason']}" for item in error.extra.get("excluded", ())]
     hint = next((text for kind, text in _HINTS.items() if isinstance(error, kind)), _FIELD_HINTS.get(error.field or "", ""))
+    if isinstance(error, errors.Forbidden) and error.expected:
+        hint = ""  # what would be allowed is said
     if error.retry_after and not isinstance(error, errors.StoreUnavailable):
         later = f"try again in {error.retry_after:.0f} s"
         hint = f"{later}; {hint}" if isinstance(error, errors.QuotaExceeded) else later

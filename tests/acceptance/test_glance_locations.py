@@ -25,6 +25,7 @@ from click.testing import CliRunner
 from glanceclient import exc
 from yarl import URL
 
+from broker.cli import exits
 from broker.cli.main import main
 from broker.model import Role
 from broker.sign.tempurl import temp_url
@@ -79,11 +80,11 @@ class House:
         done = self.run("agent", "--once")
         return sum(line.endswith("verified by the broker") for line in done.splitlines())
 
-    def run(self, *arguments: str) -> str:
-        """What `broker` prints for an agent."""
+    def run(self, *arguments: str, ends: int = 0) -> str:
+        """What `broker` prints for an agent, when it ends with the code `ends`."""
         environment = {"BROKER_URL": self.url, "BROKER_TOKEN": self.brokers.token(Role.SERVICE, "ops", "agent")}
         done = CliRunner().invoke(main, arguments, env=environment, catch_exceptions=False)
-        assert done.exit_code == 0, done.output
+        assert done.exit_code == ends, done.output
         return done.output
 
 
@@ -269,6 +270,7 @@ def test_copies_are_asked_for_and_seen(house: House) -> None:
     assert (task["status"], task["owner"], task["input"]["import_req"]["stores"]) == ("pending", PROJECT, ["swift"])
     assert house.run("ls", "copies", "--state", "queued").split("\t")[1:5] == [id, "swift", "origin", "queued"]
     read, written = carried(house.brokers.running[0].pid)
+    assert "No such store" in house.run("agent", "--once", "--to", "nowhere", ends=exits.NOT_FOUND)
     assert house.work() == 1
     read, written = (now - before for now, before in zip(carried(house.brokers.running[0].pid), (read, written), strict=True))
     print(f"an agent copied {len(content)} bytes; the broker read {read} and wrote {written}")

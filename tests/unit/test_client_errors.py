@@ -82,7 +82,8 @@ def test_lines_say_why_and_what_next() -> None:
     assert last == "try again in 12 s; if that does not help, ask an administrator (broker quota)"
     assert "replica add" in exits.explain(errors.Invalid("The broker looks at this store itself.", field="observed", expected="none"))[-1]
     assert "replica register" in exits.explain(errors.Invalid("The broker cannot look at this store.", field="observed"))[-1]
-    assert "administrator" in exits.explain(errors.Forbidden("An administrator has rejected the image."))[-1]
+    assert "ask an administrator" in exits.explain(errors.Forbidden("An administrator has rejected the image."))[-1]
+    assert len(exits.explain(errors.Forbidden("Only shared images have members.", field="visibility", expected="shared"))) == 1
     assert exits.explain(errors.Invalid("No.", field="name"))[-1] == "Invalid field: No. (field name)"
 
 
