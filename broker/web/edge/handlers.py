@@ -73,14 +73,8 @@ async def edge_begin_download(call: Call) -> Answer:
     format = main_format(image)
     if image["status"] == "queued" or format is None:
         return Answer(204, None, {"Edge-Way": "empty", "Cache-Control": "no-store"})
-    call.context.pace.count(call.client.principal.project, 1)
     stores = {store.name: store for store in visible.stores(call.context, call.client)}
-    asked: dict[str, Any] = {
-        "operation": "download", "image": image["id"], "formats": [format], "count": 5, "only": list(stores), "schemes": ["https", "http"],
-    }  # fmt: skip
-    if prefer := [name for name in call.headers.get("Edge-Prefer", "").split(",") if name in stores]:
-        asked["prefer"] = prefer
-    ticket = await negotiated(call, asked, image["blobs"][format]["id"])
+    ticket = await negotiated(call, image, format, list(stores), call.headers.get("Edge-Prefer", ""), count=5)
     sources = redirect.openable(ticket)
     if not sources:
         raise errors.NoSource("No source can be opened by its URL alone; ask POST /v1/tickets, which tells the header fields too.")

@@ -12,6 +12,7 @@ Rules
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from broker.accept import Reason
@@ -40,27 +41,30 @@ async def glance_download_image(call: Call) -> Answer:
     format = main_format(image)
     if format is None:
         return Answer(204)
-    call.context.pace.count(call.client.principal.project, 1)
     trusted = _trusted(call)
     if not trusted:
         raise NoSource(_HOW)
-    asked: dict[str, Any] = {
-        "operation": "download", "image": image["id"], "formats": [format], "count": 1, "only": trusted, "schemes": ["https", "http"],
-    }  # fmt: skip
-    if prefer := [name for name in call.query.get("prefer", "").split(",") if name in trusted]:
-        asked["prefer"] = prefer
-    ticket = await negotiated(call, asked, image["blobs"][format]["id"])
+    ticket = await negotiated(call, image, format, trusted, call.query.get("prefer", ""))
     sources = redirect.openable(ticket)
     if not sources:
         raise NoSource(_HOW)
     return Answer(302, None, redirect.redirect(sources[:1], ticket["blob"]["digests"]))
 
 
-async def negotiated(call: Call, asked: dict[str, Any], blob: str) -> dict[str, Any]:
-    """A ticket; where one is open that nothing was said of, from another store, if there is one. Raises `NoSource`."""
-    earlier = call.context.repeats.earlier(call.client.name, blob, call.context.clock())
-    others = [name for name in asked["only"] if name != earlier]
-    if 0 < len(others) < len(asked["only"]):
+async def negotiated(
+    call: Call, image: Mapping[str, Any], format: str, stores: Sequence[str], prefer: str, count: int = 1
+) -> dict[str, Any]:
+    """A ticket for `count` sources at `stores`, which `prefer` names some of, with commas. Where one is open that nothing was said of, from
+    another store, if there is one. Raises `NoSource`, `Busy`."""
+    call.context.pace.count(call.client.principal.project, 1)
+    asked: dict[str, Any] = {
+        "operation": "download", "image": image["id"], "formats": [format], "count": count, "only": stores, "schemes": ["https", "http"],
+    }  # fmt: skip
+    if preferred := [name for name in prefer.split(",") if name in stores]:
+        asked["prefer"] = preferred
+    earlier = call.context.repeats.earlier(call.client.name, image["blobs"][format]["id"], call.context.clock())
+    others = [name for name in stores if name != earlier]
+    if 0 < len(others) < len(stores):
         with contextlib.suppress(NoSource):
             return await _ticket(call, asked | {"only": others})
     return await _ticket(call, asked)
