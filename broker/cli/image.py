@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from broker.cli import exits, image_vetting
+from broker.cli import exits, image_members, image_vetting
 from broker.cli.connection import Connection, connected, image_named, print_json
 from broker.cli.display import print_table
 from broker.cli.show import flattened
@@ -42,7 +42,7 @@ def command() -> None:
     """Name, change, share, approve and delete images."""
 
 
-for _each in image_vetting.COMMANDS:
+for _each in (*image_vetting.COMMANDS, *image_members.COMMANDS):
     command.add_command(_each)
 
 

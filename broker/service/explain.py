@@ -20,7 +20,7 @@ from broker.catalog.views import BlobView
 from broker.model import Client, Direction, Operation, Role
 from broker.paths import IDLE
 from broker.permit import may_read_blob, may_see_store
-from broker.service import asked, negotiate, places
+from broker.service import asked, locate, places
 from broker.service.context import Context
 from broker.service.summary import summary
 
@@ -88,9 +88,9 @@ async def _named(context: Context, client: Client, request: Mapping[str, Any]) -
         return [{"view": view}]
     with reachable():
         (found,) = await images.get_many(context.db, [request["image"]])
-    image = negotiate.readable_image(client, found)
+    image = locate.readable_image(client, found)
     several = "convert" in request
-    wanted = negotiate.acceptable_formats(image, request) if several else [negotiate.choose_format(image, request.get("formats"))]
+    wanted = locate.acceptable_formats(image, request) if several else [locate.choose_format(image, request.get("formats"))]
     with reachable():
         seen = await views.blobs(context.db, [image.blobs[format] for format in wanted])
     if not all(seen):

@@ -18,7 +18,7 @@ from broker import accept, errors, rank
 from broker.catalog.compact import CompactBlob
 from broker.model import Client, Direction, Image, Operation
 from broker.permit import lists_image, may_read_blob
-from broker.service import negotiate, ways
+from broker.service import locate, ways
 from broker.service.context import Context
 
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
@@ -83,7 +83,7 @@ def _of_blob(client: Client, blob: CompactBlob, names: Mapping[str, Image | None
 
 def _of_image(client: Client, image: Image | None, parts: Mapping[str, CompactBlob | None]) -> Found:
     try:
-        image = negotiate.readable_image(client, image)
+        image = locate.readable_image(client, image)
     except errors.NotFound:  # in the words for a blob: the two cannot be told apart
         raise errors.NotFound(_NOTHING) from None
     found = [

@@ -72,7 +72,8 @@ async def _write(context: Context, client: Client, request: Mapping[str, Any], i
     ranked = await destinations.rank_stores(context, client, request, target)
     async with transaction(context.db) as connection:
         await targets.write(connection, client, target, context.policy.vetting)
-        row = replace(_row(context, client, id, target), carrier=request.get("carrier"), staged=request.get("staged", False))
+        row = row_of(context, client, id, target, makes_image=target.new_image is not None)
+        row = replace(row, carrier=request.get("carrier"), staged=request.get("staged", False))
         await uploads.create(connection, row, ranked.places[: max(request.get("count", 1), _TRIED)])
     if target.image_id is not None:
         context.memory.forget("image", str(target.image_id))
@@ -83,7 +84,8 @@ _TRIED = 5
 """So many of the ranked places are kept with an upload, more if the client asks: another one is taken when the best is full or down."""
 
 
-def _row(context: Context, client: Client, id: UUID, target: Target) -> NewUpload:
+def row_of(context: Context, client: Client, id: UUID, target: Target, *, makes_image: bool) -> NewUpload:
+    """What is written of a new upload."""
     return NewUpload(
         id=id,
         blob_id=target.blob_id,
@@ -94,7 +96,7 @@ def _row(context: Context, client: Client, id: UUID, target: Target) -> NewUploa
         subject=client.principal.subject,
         size=target.size,
         digests=target.digests,
-        makes_image=target.new_image is not None,
+        makes_image=makes_image,
         ttl_seconds=context.policy.upload_ttl_seconds,
     )
 
@@ -143,7 +145,7 @@ async def _link(context: Context, client: Client, id: UUID, target: Target, know
             return False
         linked = replace(target, blob_id=known.blob_id, size=known.size, digests=known.digests, new_blob=False)
         await targets.write(connection, client, linked, context.policy.vetting)
-        await uploads.create(connection, _row(context, client, id, linked), [])
+        await uploads.create(connection, row_of(context, client, id, linked, makes_image=linked.new_image is not None), [])
         await upload_ends.linked(connection, id, known.replica_id)
     context.memory.forget("blob", str(known.blob_id))
     context.memory.forget("image", str(target.image_id))

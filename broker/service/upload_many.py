@@ -28,7 +28,7 @@ from broker.catalog import tickets as records
 from broker.catalog.beginnings import Beginning
 from broker.catalog.leases import Party
 from broker.catalog.transaction import transaction
-from broker.catalog.uploads import NewDestination, NewUpload
+from broker.catalog.uploads import NewDestination
 from broker.model import Client, Direction, Handle, Image, Operation, Store, new_ids
 from broker.service import destinations, parts, places, promises, upload
 from broker.service.context import Context
@@ -283,20 +283,7 @@ async def _write(context: Context, client: Client, asks: list[_Ask], take: Take)
 
 
 def _beginning(context: Context, client: Client, ask: _Ask) -> Beginning:
-    target, principal = ask.wanted.target, client.principal
-    written = NewUpload(
-        id=ask.id,
-        blob_id=target.blob_id,
-        image_id=target.image_id,
-        format=target.format,
-        purpose=target.purpose,
-        project=principal.project,
-        subject=principal.subject,
-        size=target.size,
-        digests=target.digests,
-        makes_image=ask.wanted.makes_image,
-        ttl_seconds=context.policy.upload_ttl_seconds,
-    )
+    written = upload.row_of(context, client, ask.id, ask.wanted.target, makes_image=ask.wanted.makes_image)
     return Beginning(written, ask.place, ask.urls_until, ask.bound)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from broker import errors, permit
 from broker.model import BlobState, Client, MemberStatus, Role, new_id
-from broker.service import images, members, negotiate
+from broker.service import images, locate, members
 from tests.catalog.registry import ADMIN, ALICE, BOB, READER, SERVICE, Registry, client
 
 CAROL = client(Role.MEMBER, "r", "carol")
@@ -93,7 +93,7 @@ async def test_a_member_reads_whatever_it_answered_and_lists_what_it_accepted(re
         assert not hot.read_by_all
         by_blob = permit.may_read_blob(asker.principal, hot.images)
         try:
-            negotiate.readable_image(asker, image)
+            locate.readable_image(asker, image)
         except errors.NotFound:
             assert not by_blob
             return False

@@ -16,7 +16,7 @@ from broker.catalog import blobs, counts, verdicts
 from broker.catalog import images as catalogue
 from broker.model import BlobState, Client, Visibility, new_id
 from broker.service import blobs as service_blobs
-from broker.service import images, negotiate, objects, targets, vetting
+from broker.service import images, locate, objects, targets, vetting
 from broker.service.idempotency import Claim
 from broker.vet import SIGNATURE_PROPERTIES, Policy
 from tests.catalog.registry import ADMIN, ALICE, BOB, MD5, SERVICE, SIZE, Registry, running
@@ -58,7 +58,7 @@ async def decide(registry: Registry, asker: Client, id: UUID, decision: str, rea
 
 async def gives_bytes_to(registry: Registry, asker: Client, id: UUID) -> bool:
     try:
-        negotiate.readable_image(asker, await registry.context.memory.image(id))
+        locate.readable_image(asker, await registry.context.memory.image(id))
     except (errors.Forbidden, errors.NotFound):
         return False
     return True

@@ -9,7 +9,7 @@ from multidict import CIMultiDict
 
 from broker import errors
 from broker.model import new_ids
-from broker.service import blobs, negotiate
+from broker.service import blobs, locate, negotiate
 from broker.service.asked import parsed
 from broker.web import redirect
 from broker.web.call import Answer, Call
@@ -22,8 +22,8 @@ SOURCES = 5
 
 async def get_image_content(call: Call) -> Answer:
     call.context.pace.count(call.client.principal.project, 1)
-    image = await negotiate.find_image(call.context, call.client, call.path["image"])
-    format = negotiate.choose_format(image, [call.query["format"]] if "format" in call.query else None)
+    image = await locate.find_image(call.context, call.client, call.path["image"])
+    format = locate.choose_format(image, [call.query["format"]] if "format" in call.query else None)
     name = redirect.file_name(image.name, format, call.path["image"])
     ticket = await _ticket(call, format, call.query.get("filename", name))
     sources = redirect.openable(ticket)
