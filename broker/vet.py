@@ -26,8 +26,8 @@ SIGNATURE_PROPERTIES = (
 """OpenStack, "Image signature verification"."""
 
 BOOT_PROPERTIES = frozenset({
-    "kernel_id", "ramdisk_id", "os_command_line", "block_device_mapping", "img_block_device_mapping", "mappings", "root_device_name",
-    *SIGNATURE_PROPERTIES,
+    "kernel_id", "ramdisk_id", "os_command_line", "block_device_mapping", "bdm_v2", "img_block_device_mapping", "mappings",
+    "root_device_name", *SIGNATURE_PROPERTIES,
 })  # fmt: skip
 """Properties by which a machine boots another kernel, other volumes or with other arguments (Glance, "Useful image properties"), and those
 that say who stands for the bytes."""

@@ -52,6 +52,7 @@ KERNEL = {"properties": {"kernel_id": "k"}}
         (PUBLIC, image(APPROVED), KERNEL, Role.MEMBER, PENDING),
         (PUBLIC, image(APPROVED), {"properties": {"os_command_line": "init=/bin/sh"}}, Role.MEMBER, PENDING),
         (PUBLIC, image(APPROVED), {"properties": SIGNATURE}, Role.MEMBER, PENDING),
+        (PUBLIC, image(APPROVED), {"properties": {"bdm_v2": "true"}}, Role.MEMBER, PENDING),
         (PUBLIC, image(APPROVED), {"disk_format": "qcow2"}, Role.MEMBER, PENDING),
         (PUBLIC, image(APPROVED), {"container_format": "ovf"}, Role.MEMBER, PENDING),
         (PUBLIC, image(APPROVED, properties={"kernel_id": "k"}), {"properties": {}}, Role.MEMBER, PENDING),
