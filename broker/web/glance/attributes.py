@@ -1,7 +1,7 @@
 """An image in Glance's words and in ours.
 
-Glance has one flat object: attributes that it knows and properties, which are all other names. `read_new` and `read_patch` (in
-`broker.web.glance.patch`) turn what clients send into a request of the service; `show` turns the service's answer into what they expect.
+Glance has one flat object: attributes that it knows and properties, which are all other names. `read_new` and
+`broker.web.glance.patch` turn what clients send into a request of the service; `show` turns the service's answer into what they expect.
 
 Rules (Images API reference, "Create image", "Update image")
 - What only the service sets is refused (403), as are reserved names. Properties are texts.
