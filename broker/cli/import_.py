@@ -115,6 +115,9 @@ async def _carry_out(broker: Broker, image: Planned, known: Image | None) -> Don
     """Make what is missing, in an order in which each step can be done again."""
     id, notes, changed = UUID(image.id), [], False
     now = known or await broker.create_image(image.request)
+    if image.deactivated and now.status in ("queued", "active"):  # before it has bytes that somebody could get
+        now = await broker.change_image(id, {"status": "deactivated"}, now.etag or "*")
+        changed = True
     if image.members:
         there = {member["member"]: member["status"] for member in await broker.members(id)}
         for project, status in image.members.items():
@@ -130,9 +133,6 @@ async def _carry_out(broker: Broker, image: Planned, known: Image | None) -> Don
             now, note = await _bring(broker, image, location, now)
             notes += note
             changed = True
-    if image.deactivated and now.status == "active":
-        await broker.change_image(id, {"status": "deactivated"}, now.etag or "*")
-        changed = True
     notes += [f"no store has {url}" for url in image.unmapped]
     return Done(image, "new" if known is None else "changed" if changed else "known", "; ".join(notes))
 

@@ -8,8 +8,10 @@ import json
 import random
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import aiohttp
+import asyncpg
 import glanceclient  # type: ignore[import-untyped]
 import pytest
 from click.testing import CliRunner
@@ -81,6 +83,7 @@ def test_the_images_of_a_glance(postgres: Postgres, seaweedfs: S3Part, tmp_path:
             told.update({line["image"]: line for line in lines[:-1]})
             return {name: told[id]["outcome"] for name, id in ids.items() if id in told}
 
+        asyncio.run(_sql(brokers, _NOTE_ACTIVE))
         told: dict[str, Any] = {}
         assert run(code=0) == dict.fromkeys(ids, "to do"), "without --apply nothing is done"
         assert asyncio.run(_images(url, brokers.token(Role.ADMIN, "ops"))) == {}
@@ -102,7 +105,30 @@ def test_the_images_of_a_glance(postgres: Postgres, seaweedfs: S3Part, tmp_path:
         ]  # fmt: skip
         assert [images[ids[name]]["status"] for name in ids] == ["active", "active", "deactivated", "active", "queued", "queued"]
         assert (images[ids["shared"]]["project"], images[ids["hidden"]]["hidden"]) == ("p1", True)
+        ever_active = asyncio.run(_sql(brokers, "SELECT array_agg(DISTINCT id) FROM was_active"))
+        assert UUID(ids["public"]) in ever_active
+        assert UUID(ids["off"]) not in ever_active, "somebody could have got its bytes meanwhile"
         asyncio.run(_use(brokers, ids, contents))
+
+
+async def _sql(brokers: Brokers, statement: str) -> Any:
+    connection = await asyncpg.connect(brokers.database)
+    try:
+        return await (connection.fetchval if statement.startswith("SELECT") else connection.execute)(statement)
+    finally:
+        await connection.close()
+
+
+_NOTE_ACTIVE = """
+CREATE TABLE was_active (id uuid);
+CREATE FUNCTION note_active() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO was_active VALUES (NEW.id);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER noted AFTER INSERT OR UPDATE ON images FOR EACH ROW WHEN (NEW.status = 'active') EXECUTE FUNCTION note_active();
+GRANT INSERT ON was_active TO PUBLIC;
+"""
 
 
 async def _images(url: str, token: str) -> dict[str, Any]:
